@@ -1,0 +1,127 @@
+"""`cookbook train`: from images to a checkpoint with its record."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import torch
+import typer
+
+from cookbook.data import Augmentation, ResidentLoader, Splits, load_fashion_mnist
+from cookbook.environment import pick_device, provenance, seed_everything
+from cookbook.errors import UsageError
+from cookbook.files import atomic_path
+from cookbook.models import ResNetConfig, build, save
+from cookbook.precision import PrecisionName
+from cookbook.training import EpochRecord, Recipe, evaluate, fit
+from cookbook.training.recipe import OptimizerName, Schedule
+
+
+def parse_resolutions(text: str) -> tuple[tuple[int, int], ...]:
+    """Read ``0:20,16:28`` as ((0, 20), (16, 28)): from epoch 0 at 20 pixels, from epoch 16 at 28."""
+    try:
+        pairs = [pair.split(":") for pair in text.split(",")] if text else []
+        return tuple((int(epoch), int(pixels)) for epoch, pixels in pairs)
+    except ValueError as error:
+        raise UsageError(f"--resolutions is {text!r}: write pairs EPOCH:PIXELS, such as 0:20,16:28.") from error
+
+
+def train(
+    out: Annotated[Path, typer.Option(help="Where the trained model goes; its record lies beside it as .json.")],
+    depth: Annotated[int, typer.Option(help="Layers of the ResNet: 6n + 2.")] = 20,
+    width: Annotated[int, typer.Option(help="Channels of its first stage.")] = 32,
+    epochs: Annotated[int, typer.Option(help="Passes over the 55,000 training images.")] = 7,
+    batch_size: Annotated[int, typer.Option(help="Images per batch.")] = 128,
+    learning_rate: Annotated[float, typer.Option(help="Peak of the schedule.")] = 0.2,
+    optimizer: Annotated[OptimizerName, typer.Option()] = "sgd",
+    schedule: Annotated[Schedule, typer.Option()] = "one-cycle",
+    weight_decay: Annotated[float, typer.Option(help="On weights, not on biases and BatchNorm.")] = 5e-4,
+    label_smoothing: Annotated[float, typer.Option()] = 0.1,
+    clip_norm: Annotated[float | None, typer.Option(help="Bound on the gradient norm.")] = None,
+    accumulate: Annotated[int, typer.Option(help="Batches per optimizer step.")] = 1,
+    ema: Annotated[float | None, typer.Option(help="Decay of the moving average of the weights.")] = 0.999,
+    crop: Annotated[int, typer.Option(help="Shift by up to this many pixels.")] = 2,
+    flip: Annotated[bool, typer.Option(help="Mirror half of the images.")] = True,
+    erase: Annotated[float, typer.Option(help="Probability of erasing a rectangle.")] = 0.0,
+    resolutions: Annotated[str, typer.Option(help="Progressive resizing: EPOCH:PIXELS,…")] = "",
+    precision: Annotated[PrecisionName, typer.Option()] = "fp32",
+    channels_last: Annotated[bool, typer.Option()] = True,
+    compile: Annotated[bool, typer.Option(help="Use torch.compile.")] = False,
+    seed: Annotated[int, typer.Option()] = 0,
+    threads: Annotated[int | None, typer.Option(help="CPU threads; torch decides by default.")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:N or mps.")] = None,
+    train_images: Annotated[int | None, typer.Option(help="Use a stratified part of the training images.")] = None,
+    checkpoint: Annotated[
+        Path | None, typer.Option(help="Training state to write and to resume from; OUT.state by default.")
+    ] = None,
+    report_test: Annotated[
+        bool, typer.Option("--report-test", help="Evaluate the test split once, after training, for the record.")
+    ] = False,
+) -> None:
+    """Train the running model on Fashion-MNIST; interrupt it at will, the same command resumes.
+
+    Example: cookbook train --out my-model.safetensors --epochs 7
+    """
+    if out.suffix != ".safetensors":
+        raise UsageError(f"--out is {out}: name a file that ends in .safetensors.")
+    if threads is not None:
+        torch.set_num_threads(threads)
+    target = pick_device(device)
+    recipe = Recipe(
+        epochs=epochs, learning_rate=learning_rate, optimizer=optimizer, schedule=schedule, weight_decay=weight_decay,
+        label_smoothing=label_smoothing, clip_norm=clip_norm, accumulate=accumulate, ema_decay=ema, precision=precision,
+        channels_last=channels_last, compile=compile, seed=seed,
+    )  # fmt: skip
+    augmentation = Augmentation(crop, flip, erase, parse_resolutions(resolutions))
+    config = ResNetConfig(depth=depth, width=width)
+    splits = load_fashion_mnist()
+    images = splits.train if train_images is None else splits.train.subset(train_images)
+    loader = ResidentLoader(images, batch_size, augmentation=augmentation, device=target, seed=seed)
+    seed_everything(seed)
+    model = build(config).to(target)
+    state = checkpoint or out.with_suffix(".state")
+    history = fit(
+        model, loader, recipe, validation=ResidentLoader(splits.validation, 500, device=target),
+        checkpoint=state, on_epoch=_print_epoch,
+    )  # fmt: skip
+    save(model, out)
+    record = _record(model, splits, target, recipe, augmentation, history, report_test)
+    with atomic_path(out.with_suffix(".json")) as temporary:
+        temporary.write_text(json.dumps(record, indent=2) + "\n")
+    if checkpoint is None:
+        state.unlink()
+    print(f"validation {record['validation']['accuracy']:.2%}" + (f", test {record['test']['accuracy']:.2%}" if report_test else ""))
+    print(f"{out} and {out.with_suffix('.json').name} written.")
+
+
+def _print_epoch(record: EpochRecord) -> None:
+    print(
+        f"epoch {record.epoch + 1}: loss {record.train_loss:.4f}, validation {record.validation_accuracy:.2%}, {record.seconds:.0f} s",
+        flush=True,
+    )
+
+
+def _record(
+    model: torch.nn.Module, splits: Splits, device: torch.device, recipe: Recipe, augmentation: Augmentation,
+    history: list[EpochRecord], report_test: bool,
+) -> dict[str, Any]:  # fmt: skip
+    """Return what a reader needs to repeat the run, and what came out, as plain JSON types."""
+    scores: dict[str, Any] = {}
+    parts: tuple[Literal["validation", "test"], ...] = ("validation", "test") if report_test else ("validation",)
+    for part in parts:
+        result = evaluate(model, ResidentLoader(getattr(splits, part), 500, device=device))
+        scores[part] = {"correct": result.hits, "of": len(result.labels), "accuracy": result.accuracy, "loss": result.loss}
+    return {
+        "command": shlex.join(["cookbook", *sys.argv[1:]]),
+        **scores,
+        "seconds": sum(epoch.seconds for epoch in history),
+        "recipe": asdict(recipe),
+        "augmentation": asdict(augmentation),
+        "provenance": provenance(device).to_dict(),
+        "history": [asdict(epoch) for epoch in history],
+    }
