@@ -1,3 +1,48 @@
-"""Measured lessons and tested tools for training deep networks faster and making them smaller."""
+"""Measured lessons and tested tools for training deep networks faster and making them smaller.
+
+The names below are the face: what a lesson, or a program of yours, imports. Each is loaded from
+its module when it is first used, so that ``import cookbook`` and ``cookbook --help`` answer at once.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
 
 __version__ = "0.1.0"
+
+_HOMES = {
+    "cookbook.data": (
+        "Augmentation", "ResidentLoader", "Split", "Splits", "TorchvisionLoader",
+        "load_dataset", "load_fashion_mnist", "load_image_folder",
+    ),
+    "cookbook.deploy": ("Runtime", "export", "parity"),
+    "cookbook.doctor": ("diagnose",),
+    "cookbook.environment": ("by_profile", "current_profile", "pick_device", "seed_everything", "stamp"),
+    "cookbook.errors": ("CookbookError",),
+    "cookbook.evidence": ("ClaimEvidence", "Ledger", "Table", "scoreboard", "verdicts"),
+    "cookbook.files": ("cache_directory", "data_directory"),
+    "cookbook.measure": (
+        "Candidate", "Measurement", "bytes_on_disk", "compare_paired", "compare_seeds", "count_macs",
+        "count_parameters", "interleave", "measure_candidates", "peak_memory", "speedup", "spread", "wilson_interval",
+    ),
+    "cookbook.models": ("ResNetConfig", "build", "load", "save"),
+    "cookbook.plots": ("scoreboard_figure",),
+    "cookbook.training": ("Recipe", "evaluate", "fit"),
+}  # fmt: skip
+_HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
+
+__all__ = ["__version__", *sorted(_HOME_OF)]  # noqa: PLE0604 (every element is a string)
+
+
+def __getattr__(name: str) -> Any:
+    """Load a name of the face from its module (PEP 562)."""
+    if name not in _HOME_OF:
+        raise AttributeError(f"module 'cookbook' has no attribute {name!r}")
+    value = getattr(import_module(_HOME_OF[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -20,8 +20,27 @@ from cookbook.errors import UsageError
 Profile = Literal["quick", "full"]
 T = TypeVar("T")
 
+OLDEST_TORCH = (2, 11)
 STAMPED_LIBRARIES = ("torch", "torchvision", "onnx", "onnxruntime", "numpy")
 INSTRUCTION_SETS = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_int8", "amx_bf16", "asimddp", "i8mm", "bf16")
+
+
+def require_supported_torch() -> None:
+    """Refuse a torch that is older than `OLDEST_TORCH`, the bound in pyproject.toml; called on import.
+
+    An installer enforces the bound, but a checkout on the path or an environment that changed later
+    evades it, and then fails at the first missing function. Pre-releases of the bound are accepted.
+
+    Raises:
+        UsageError: the installed torch is too old.
+    """
+    found = tuple(int(part) for part in str(torch.__version__).split(".")[:2])
+    if found < OLDEST_TORCH:
+        wanted = ".".join(map(str, OLDEST_TORCH))
+        raise UsageError(f"torch {torch.__version__} is too old: install {wanted} or newer, or run 'make clean test'.")
+
+
+require_supported_torch()
 
 
 def current_profile() -> Profile:

@@ -22,6 +22,9 @@ from cookbook.training import EpochRecord, Recipe, evaluate, fit
 from cookbook.training.recipe import OptimizerName, Schedule
 
 
+MODEL, RECIPE, AUGMENTATION, MACHINE = "Model", "Recipe", "Augmentation", "Machine"
+
+
 def parse_resolutions(text: str) -> tuple[tuple[int, int], ...]:
     """Read ``0:20,16:28`` as ((0, 20), (16, 28)): from epoch 0 at 20 pixels, from epoch 16 at 28."""
     try:
@@ -32,29 +35,39 @@ def parse_resolutions(text: str) -> tuple[tuple[int, int], ...]:
 
 
 def train(
-    out: Annotated[Path, typer.Option(help="Where the trained model goes; its record lies beside it as .json.")],
-    depth: Annotated[int, typer.Option(help="Layers of the ResNet: 6n + 2.")] = 20,
-    width: Annotated[int, typer.Option(help="Channels of its first stage.")] = 32,
-    epochs: Annotated[int, typer.Option(help="Passes over the 55,000 training images.")] = 7,
-    batch_size: Annotated[int, typer.Option(help="Images per batch.")] = 128,
-    learning_rate: Annotated[float, typer.Option(help="Peak of the schedule.")] = 0.2,
-    optimizer: Annotated[OptimizerName, typer.Option()] = "sgd",
-    schedule: Annotated[Schedule, typer.Option()] = "one-cycle",
-    weight_decay: Annotated[float, typer.Option(help="On weights, not on biases and BatchNorm.")] = 5e-4,
-    label_smoothing: Annotated[float, typer.Option()] = 0.1,
-    clip_norm: Annotated[float | None, typer.Option(help="Bound on the gradient norm.")] = None,
-    accumulate: Annotated[int, typer.Option(help="Batches per optimizer step.")] = 1,
-    ema: Annotated[float | None, typer.Option(help="Decay of the moving average of the weights.")] = 0.999,
-    crop: Annotated[int, typer.Option(help="Shift by up to this many pixels.")] = 2,
-    flip: Annotated[bool, typer.Option(help="Mirror half of the images.")] = True,
-    erase: Annotated[float, typer.Option(help="Probability of erasing a rectangle.")] = 0.0,
-    resolutions: Annotated[str, typer.Option(help="Progressive resizing: EPOCH:PIXELS,…")] = "",
-    precision: Annotated[PrecisionName, typer.Option()] = "fp32",
-    channels_last: Annotated[bool, typer.Option()] = True,
-    compile: Annotated[bool, typer.Option(help="Use torch.compile.")] = False,
-    seed: Annotated[int, typer.Option()] = 0,
-    threads: Annotated[int | None, typer.Option(help="CPU threads; torch decides by default.")] = None,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:N or mps.")] = None,
+    out: Annotated[
+        Path, typer.Option(help="Where the trained model goes, a .safetensors file; its record lies beside it as .json.")
+    ],
+    depth: Annotated[int, typer.Option(help="Layers of the ResNet: 6n + 2.", rich_help_panel=MODEL)] = 20,
+    width: Annotated[int, typer.Option(help="Channels of its first stage.", rich_help_panel=MODEL)] = 32,
+    epochs: Annotated[int, typer.Option(help="Passes over the 55,000 training images.", rich_help_panel=RECIPE)] = 7,
+    batch_size: Annotated[int, typer.Option(help="Images per batch.", min=1, rich_help_panel=RECIPE)] = 128,
+    learning_rate: Annotated[float, typer.Option(help="Peak of the schedule.", rich_help_panel=RECIPE)] = 0.2,
+    optimizer: Annotated[OptimizerName, typer.Option(help="What applies the gradients.", rich_help_panel=RECIPE)] = "sgd",
+    schedule: Annotated[Schedule, typer.Option(help="Course of the learning rate.", rich_help_panel=RECIPE)] = "one-cycle",
+    weight_decay: Annotated[
+        float, typer.Option(help="On weights, not on biases and BatchNorm.", rich_help_panel=RECIPE)
+    ] = 5e-4,
+    label_smoothing: Annotated[
+        float, typer.Option(help="Share of the target spread over all classes.", rich_help_panel=RECIPE)
+    ] = 0.1,
+    clip_norm: Annotated[float | None, typer.Option(help="Bound on the gradient norm.", rich_help_panel=RECIPE)] = None,
+    accumulate: Annotated[int, typer.Option(help="Batches per optimizer step.", rich_help_panel=RECIPE)] = 1,
+    ema: Annotated[
+        float | None, typer.Option(help="Decay of the moving average of the weights.", rich_help_panel=RECIPE)
+    ] = 0.999,
+    crop: Annotated[int, typer.Option(help="Shift by up to this many pixels.", rich_help_panel=AUGMENTATION)] = 2,
+    flip: Annotated[bool, typer.Option(help="Mirror half of the images.", rich_help_panel=AUGMENTATION)] = True,
+    erase: Annotated[float, typer.Option(help="Probability of erasing a rectangle.", rich_help_panel=AUGMENTATION)] = 0.0,
+    resolutions: Annotated[str, typer.Option(help="Progressive resizing: EPOCH:PIXELS,…", rich_help_panel=AUGMENTATION)] = "",
+    precision: Annotated[PrecisionName, typer.Option(help="Of the matrix products.", rich_help_panel=MACHINE)] = "fp32",
+    channels_last: Annotated[bool, typer.Option(help="Keep a pixel's channels side by side.", rich_help_panel=MACHINE)] = True,
+    compile: Annotated[bool, typer.Option(help="Use torch.compile.", rich_help_panel=MACHINE)] = False,
+    seed: Annotated[int, typer.Option(help="Of weights, order and augmentation.", rich_help_panel=MACHINE)] = 0,
+    threads: Annotated[
+        int | None, typer.Option(help="CPU threads; torch decides by default.", min=1, rich_help_panel=MACHINE)
+    ] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:N or mps.", rich_help_panel=MACHINE)] = None,
     train_images: Annotated[int | None, typer.Option(help="Use a stratified part of the training images.")] = None,
     checkpoint: Annotated[
         Path | None, typer.Option(help="Training state to write and to resume from; OUT.state by default.")
@@ -95,15 +108,16 @@ def train(
         temporary.write_text(json.dumps(record, indent=2) + "\n")
     if checkpoint is None:
         state.unlink()
-    print(f"validation {record['validation']['accuracy']:.2%}" + (f", test {record['test']['accuracy']:.2%}" if report_test else ""))
+    print(
+        f"validation {record['validation']['accuracy']:.2%}"
+        + (f", test {record['test']['accuracy']:.2%}" if report_test else "")
+    )
     print(f"{out} and {out.with_suffix('.json').name} written.")
 
 
 def _print_epoch(record: EpochRecord) -> None:
-    print(
-        f"epoch {record.epoch + 1}: loss {record.train_loss:.4f}, validation {record.validation_accuracy:.2%}, {record.seconds:.0f} s",
-        flush=True,
-    )
+    scores = f"loss {record.train_loss:.4f}, validation {record.validation_accuracy:.2%}"
+    print(f"epoch {record.epoch + 1}: {scores}, {record.seconds:.0f} s", flush=True)
 
 
 def _record(

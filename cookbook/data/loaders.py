@@ -176,6 +176,8 @@ class TorchvisionLoader(_SplitLoader):
         pin_memory: bool | None = None,
     ) -> None:
         super().__init__(split, batch_size, augmentation, shuffle, seed)
+        if workers < 0:
+            raise UsageError(f"workers is {workers}: use 0 or more processes.")
         self.device = torch.device(device)
         self.workers = workers
         self.pin_memory = self.device.type == "cuda" if pin_memory is None else pin_memory
@@ -187,6 +189,8 @@ class TorchvisionLoader(_SplitLoader):
             batch_sampler=[index.tolist() for index in self._index_batches(epoch, first)],
             num_workers=self.workers,
             pin_memory=self.pin_memory,
+            # without its own generator each iterator draws from the global one, and dropout would differ after a resume
+            generator=torch.Generator().manual_seed(derive_seed(self.seed, epoch)),
         )
         for images, labels in loader:
             yield images.to(self.device, non_blocking=True), labels.to(self.device, non_blocking=True)

@@ -40,17 +40,12 @@ class Split:
     std: tuple[float, ...]
 
     def __post_init__(self) -> None:
-        if self.images.dtype != torch.uint8 or self.images.ndim != 4:
+        _require_form(self.images, self.labels, len(self.classes))
+        channels = self.images.shape[1]
+        if len(self.mean) != channels or len(self.std) != channels or min(self.std, default=1) <= 0:
             raise DataError(
-                f"Images must be uint8 of shape (N, C, H, W), not {self.images.dtype} of shape {tuple(self.images.shape)}."
+                f"The images have {channels} channels: give a mean and a positive std for each, not {self.mean} and {self.std}."
             )
-        if self.labels.dtype != torch.int64 or self.labels.shape != self.images.shape[:1]:
-            raise DataError(
-                f"Labels must be int64, one for each of the {len(self.images)} images, "
-                f"not {self.labels.dtype} of shape {tuple(self.labels.shape)}."
-            )
-        if len(self.labels) and not 0 <= int(self.labels.min()) <= int(self.labels.max()) < len(self.classes):
-            raise DataError(f"Labels run from {self.labels.min()} to {self.labels.max()}, but there are {len(self.classes)} classes.")
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -150,11 +145,21 @@ def make_splits(
             arrays have the same form.
 
     Raises:
-        DataError: the shapes or dtypes are wrong, or there are too few images.
+        DataError: the shapes or dtypes are wrong, the training and test images differ in size, or
+            there are too few images for both training and validation to have every class.
     """
-    held_out, kept = stratified_indices(train_labels, validation_size, SPLIT_SEED)
-    mean, std = channel_statistics(train_images[kept])
     names = tuple(classes)
+    _require_form(train_images, train_labels, len(names))
+    if train_images.shape[1:] != test_images.shape[1:]:
+        raise DataError(
+            f"Training images are {tuple(train_images.shape[1:])} and test images {tuple(test_images.shape[1:])}: "
+            "bring all to one size."
+        )
+    held_out, kept = stratified_indices(train_labels, validation_size, SPLIT_SEED)
+    without = sorted(set(train_labels.tolist()) - set(train_labels[kept].tolist()))
+    if without:
+        raise DataError(f"{validation_size} validation images leave the class {without[0]} none to train on: ask for fewer.")
+    mean, std = channel_statistics(train_images[kept])
     return Splits(
         train=Split(train_images[kept], train_labels[kept], "train", names, mean, std),
         validation=Split(train_images[held_out], train_labels[held_out], "validation", names, mean, std),
@@ -177,3 +182,16 @@ def channel_statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, 
         means.append(round(mean, 6))
         stds.append(round(max(variance, 1e-12) ** 0.5, 6))
     return tuple(means), tuple(stds)
+
+
+def _require_form(images: Tensor, labels: Tensor, classes: int) -> None:
+    """Refuse images and labels of another form than `Split` describes."""
+    if images.dtype != torch.uint8 or images.ndim != 4:
+        raise DataError(f"Images must be uint8 of shape (N, C, H, W), not {images.dtype} of shape {tuple(images.shape)}.")
+    if labels.dtype != torch.int64 or labels.shape != images.shape[:1]:
+        raise DataError(
+            f"Labels must be int64, one for each of the {len(images)} images, "
+            f"not {labels.dtype} of shape {tuple(labels.shape)}."
+        )
+    if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < classes:
+        raise DataError(f"Labels run from {labels.min()} to {labels.max()}, but there are {classes} classes.")

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cookbook.errors import UsageError
+from cookbook.models.sizes import as_tuple, require_sizes
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,10 @@ class ResNetConfig:
         inner: channels between the two convolutions of each block, one number a block; None: those
             of the block's stage. A pruned network is described by `stem`, `inner` and `outer`.
         outer: channels that leave each block, one number a block; None: those of the stage.
+
+    Raises:
+        UsageError: a size is no whole number of at least 1, the depth is not 6·n + 2, or a tuple has
+            not one number a block.
     """
 
     depth: int = 20
@@ -36,18 +41,21 @@ class ResNetConfig:
     outer: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
+        require_sizes(
+            depth=self.depth, width=self.width, in_channels=self.in_channels, classes=self.classes,
+            stem_stride=self.stem_stride, stem=1 if self.stem is None else self.stem,
+        )  # fmt: skip
         if self.depth < 8 or (self.depth - 2) % 6:
             raise UsageError(f"depth is {self.depth}: use 6·n + 2 with n ≥ 1, such as 8, 14, 20 or 56.")
         for name in ("inner", "outer"):
             channels = getattr(self, name)
             if channels is None:
                 continue
-            object.__setattr__(self, name, tuple(channels))  # JSON brings lists
+            channels = as_tuple(name, channels)
+            object.__setattr__(self, name, channels)
             if len(channels) != self.blocks:
                 raise UsageError(f"{name} names {len(channels)} blocks, but depth {self.depth} has {self.blocks}.")
-        sizes = (self.width, self.in_channels, self.classes, self.stem_stride, self.stem or 1)
-        if min(sizes + self.inner_channels + self.outer_channels) < 1:
-            raise UsageError(f"Every size of {self} must be at least 1.")
+            require_sizes(**{name: channels})
 
     @property
     def blocks(self) -> int:

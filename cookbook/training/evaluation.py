@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from cookbook.data import Loader, Role
 from cookbook.errors import DataError
+from cookbook.models import eval_mode
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,19 +57,13 @@ def evaluate(model: nn.Module, loader: Loader) -> Evaluation:
     Raises:
         DataError: the loader yields nothing.
     """
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
     predictions, labels_seen, losses = [], [], []
-    try:
-        with torch.inference_mode():
-            for images, labels in loader.batches(0):
-                logits = model(images).float()
-                losses.append(F.cross_entropy(logits, labels, reduction="sum"))
-                predictions.append(logits.argmax(1))
-                labels_seen.append(labels)
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
+    with eval_mode(model), torch.inference_mode():
+        for images, labels in loader.batches(0):
+            logits = model(images).float()
+            losses.append(F.cross_entropy(logits, labels, reduction="sum"))
+            predictions.append(logits.argmax(1))
+            labels_seen.append(labels)
     if not labels_seen:
         raise DataError("The loader yields no images: there is nothing to evaluate.")
     all_labels = torch.cat(labels_seen).cpu()

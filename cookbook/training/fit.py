@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import os
 import time
@@ -158,10 +159,14 @@ class _Run:
         self.forward: nn.Module = torch.compile(model) if recipe.compile else model
         self.at = _Progress()
         self.unread_losses: list[Tensor] = []
-        self.identity: dict[str, Any] = {
-            "model": {name: list(value.shape) for name, value in model.state_dict().items()},
-            "recipe": asdict(recipe),
-            "data": train.describe(),
+
+    @functools.cached_property
+    def identity(self) -> dict[str, Any]:
+        """What must be equal for a checkpoint to be resumed; hashing the data is left to runs that have one."""
+        return {
+            "model": {name: list(value.shape) for name, value in self.model.state_dict().items()},
+            "recipe": asdict(self.recipe),
+            "data": self.train.describe(),
         }
 
     def step(self, batches: Any) -> None:
