@@ -22,7 +22,9 @@ T = TypeVar("T")
 
 OLDEST_TORCH = (2, 11)
 STAMPED_LIBRARIES = ("torch", "torchvision", "onnx", "onnxruntime", "numpy")
-INSTRUCTION_SETS = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_int8", "amx_bf16", "asimddp", "i8mm", "bf16")
+INSTRUCTION_SETS = (
+    "avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_int8", "amx_bf16", "asimddp", "i8mm", "bf16",
+)  # fmt: skip
 
 
 def require_supported_torch() -> None:

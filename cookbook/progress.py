@@ -4,10 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from typing import Protocol
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+
+class Advance(Protocol):
+    """Moves a bar on by one step."""
+
+    def __call__(self, text: str = "") -> None:
+        """Show `text` behind the bar."""
 
 
 def progress_wanted(console: Console | None = None) -> bool:
@@ -22,7 +30,7 @@ def progress_wanted(console: Console | None = None) -> bool:
 
 
 @contextlib.contextmanager
-def progress_bar(description: str, total: int, *, done: int = 0, show: bool | None = None) -> Iterator[Callable[[str], None]]:
+def progress_bar(description: str, total: int, *, done: int = 0, show: bool | None = None) -> Iterator[Advance]:
     """Show a bar with elapsed and remaining time; yield a function that advances it by one.
 
     Args:
@@ -34,7 +42,7 @@ def progress_bar(description: str, total: int, *, done: int = 0, show: bool | No
     """
     console = Console(stderr=True)
     if not (progress_wanted(console) if show is None else show):
-        yield lambda text="": None
+        yield _advance_nothing
         return
     columns = (
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
@@ -42,4 +50,12 @@ def progress_bar(description: str, total: int, *, done: int = 0, show: bool | No
     )  # fmt: skip
     with Progress(*columns, console=console, transient=True, refresh_per_second=4) as progress:
         task = progress.add_task(description, total=total, completed=done, text="")
-        yield lambda text="": progress.update(task, advance=1, text=text)
+
+        def advance(text: str = "") -> None:
+            progress.update(task, advance=1, text=text)
+
+        yield advance
+
+
+def _advance_nothing(text: str = "") -> None:
+    """Stand in for a bar that nobody would see."""

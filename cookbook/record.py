@@ -67,6 +67,8 @@ def write_numbers(readme: Path, ledger: Ledger) -> None:
     text = readme.read_text(encoding="utf-8")
     pattern = re.compile(f"{re.escape(begin)}\n.*?{re.escape(end)}", re.DOTALL)
     if len(pattern.findall(text)) != 1:
-        raise EvidenceError(f"{readme} has not exactly one pair of the markers {begin} and {end}: put them where the table goes.")
+        raise EvidenceError(
+            f"{readme} has not exactly one pair of the markers {begin} and {end}: put them where the table goes."
+        )
     with atomic_path(readme) as temporary:
         temporary.write_text(pattern.sub(lambda _: f"{begin}\n{numbers_block(ledger)}{end}", text), encoding="utf-8")

@@ -21,9 +21,7 @@ def test_fit_and_the_bare_loop_end_with_equal_weights(fashion_mnist: Splits) -> 
     assert row.ratio.low <= row.ratio.value <= row.ratio.high
 
 
-def test_a_loop_that_learns_something_else_stops_the_benchmark(
-    fashion_mnist: Splits, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_loop_that_learns_something_else_stops_the_benchmark(fashion_mnist: Splits, monkeypatch: pytest.MonkeyPatch) -> None:
     original = bench.bare_loop
 
     def other_rate(model: nn.Module, loader: ResidentLoader, recipe: Recipe) -> None:

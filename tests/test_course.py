@@ -28,6 +28,7 @@ class Recorder(Watcher):
         self.events: list[object] = []
 
     def begin(self, cells: Mapping[str, int], estimate: Estimate) -> None:
+        self.estimate = estimate
         self.events.append(dict(cells))
 
     def cell(self, lesson: str, number: int) -> None:
@@ -72,6 +73,7 @@ def test_a_failing_lesson_is_named_and_the_others_run(folder: Path, tmp_path: Pa
     results = run_course(folder, out, "quick", watcher=watcher)
     assert [result.error for result in results] == [None, "01_two, cell 2: ValueError: no", None]
     assert [result.cells for result in results] == [2, 1, 1]
+    assert watcher.estimate.remaining() == 0  # nothing more is expected of the lesson that failed
     assert snapshot(folder) == before
     assert sorted(snapshot(out)) == sorted(
         [f"{name}.{kind}" for name in ("00_one", "01_two", "02_<three>") for kind in ("html", "ipynb")]

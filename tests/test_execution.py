@@ -102,7 +102,13 @@ def test_lessons_are_picked_by_number_or_name(tmp_path: Path) -> None:
         list_lessons(tmp_path / "none")
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff\xfe", b'{"nbformat": 3, "cells": 5}', b'{"cells": []}', b"null"])
+DAMAGED = [
+    b"", b"{", b"[]", b"null", b"\xff\xfe", b'{"nbformat": 3, "cells": 5}', b'{"cells": []}',
+    b'{"nbformat": 4, "nbformat_minor": 5, "metadata": {}, "cells": [{"cell_type": "markdown", "source": "no id"}]}',
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("content", DAMAGED)
 def test_a_damaged_notebook_is_one_sentence(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "00_a.ipynb"
     path.write_bytes(content)

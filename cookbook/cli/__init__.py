@@ -22,9 +22,7 @@ COMMANDS = {
     "doctor": "Say what this machine can do, and what keeps it from doing more.",
     "train": "Train the running model on Fashion-MNIST.",
     "scoreboard": "Print what was measured, from a ledger.",
-    "bench": "Print the library's own costs as interleaved ratios.",
-    "record": "Measure what the project ships, for the committed evidence.",
-    "bench": "Print the library's own costs as interleaved ratios.",
+    "bench": "Print what the library itself costs, as interleaved ratios.",
     "record": "Measure what the project ships, for the committed evidence.",
 }
 # Typer keeps this class in a private package (click's own in older releases), and shows its errors in a panel

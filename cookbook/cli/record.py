@@ -17,7 +17,9 @@ def record(
 
     Run it on an idle machine; it takes a few minutes.
 
-    Example: COOKBOOK_PROFILE=full cookbook record --readme README.md
+    Set COOKBOOK_PROFILE=full.
+
+    Example: cookbook record --readme README.md
     """
     from cookbook.evidence import Ledger, scoreboard
     from cookbook.record import record_baseline, write_numbers

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 import sys
+import tempfile
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -20,7 +21,6 @@ from cookbook.models import ResNetConfig, build, save
 from cookbook.precision import PrecisionName
 from cookbook.training import EpochRecord, Recipe, evaluate, fit
 from cookbook.training.recipe import OptimizerName, Schedule
-
 
 MODEL, RECIPE, AUGMENTATION, MACHINE = "Model", "Recipe", "Augmentation", "Machine"
 
@@ -54,7 +54,7 @@ def train(
     clip_norm: Annotated[float | None, typer.Option(help="Bound on the gradient norm.", rich_help_panel=RECIPE)] = None,
     accumulate: Annotated[int, typer.Option(help="Batches per optimizer step.", rich_help_panel=RECIPE)] = 1,
     ema: Annotated[
-        float | None, typer.Option(help="Decay of the moving average of the weights.", rich_help_panel=RECIPE)
+        float, typer.Option(help="Decay of the moving average of the weights; 0 for none.", rich_help_panel=RECIPE)
     ] = 0.999,
     crop: Annotated[int, typer.Option(help="Shift by up to this many pixels.", rich_help_panel=AUGMENTATION)] = 2,
     flip: Annotated[bool, typer.Option(help="Mirror half of the images.", rich_help_panel=AUGMENTATION)] = True,
@@ -82,12 +82,14 @@ def train(
     """
     if out.suffix != ".safetensors":
         raise UsageError(f"--out is {out}: name a file that ends in .safetensors.")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    tempfile.TemporaryFile(dir=out.parent).close()  # a folder that cannot be written to is said now, not after an epoch
     if threads is not None:
         torch.set_num_threads(threads)
     target = pick_device(device)
     recipe = Recipe(
         epochs=epochs, learning_rate=learning_rate, optimizer=optimizer, schedule=schedule, weight_decay=weight_decay,
-        label_smoothing=label_smoothing, clip_norm=clip_norm, accumulate=accumulate, ema_decay=ema, precision=precision,
+        label_smoothing=label_smoothing, clip_norm=clip_norm, accumulate=accumulate, ema_decay=ema or None, precision=precision,
         channels_last=channels_last, compile=compile, seed=seed,
     )  # fmt: skip
     augmentation = Augmentation(crop, flip, erase, parse_resolutions(resolutions))

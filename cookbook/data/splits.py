@@ -85,7 +85,7 @@ class Splits:
     test: Split
 
 
-def require_role(role: Role, allowed: Collection[Role], purpose: str) -> None:
+def require_role(role: Role, allowed: tuple[Role, ...], purpose: str) -> None:
     """Refuse a split whose role does not fit the purpose.
 
     Args:

@@ -46,9 +46,7 @@ class Runtime:
             self._session = onnxruntime.InferenceSession(self.path, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # ONNX Runtime's exceptions share no base class of their own
             first_line = str(error).strip().splitlines()[0]
-            raise DeploymentError(
-                f"ONNX Runtime cannot load {self.path} ({first_line}): export the model again."
-            ) from error
+            raise DeploymentError(f"ONNX Runtime cannot load {self.path} ({first_line}): export the model again.") from error
         inputs = self._session.get_inputs()
         if len(inputs) != 1:
             raise DeploymentError(f"{self.path} takes {len(inputs)} inputs, but one tensor of images was expected.")

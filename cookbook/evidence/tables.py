@@ -25,7 +25,7 @@ GLUE = "\N{NO-BREAK SPACE}"
 NUMBER = re.compile(r"(— \()?[+\-−]?\d")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Table:
     """Cells that show themselves: aligned text where printed, an HTML table as a cell's last expression.
 
@@ -70,6 +70,15 @@ class Table:
             if number == 0:
                 lines.append("  ".join("─" * width for width in widths))
         return "\n".join([*lines, *self.note.splitlines()])
+
+    __repr__ = __str__  # a notebook keeps it as the plain text beside the HTML
+
+    def to_markdown(self) -> str:
+        """Return the table as GitHub shows it; the note follows as text, the title is left to the page."""
+        sides = ["---:" if number else ":---" for number in self._numeric()]
+        lines = [" | ".join(cell.replace("|", "\\|") for cell in row) for row in (self.columns, sides, *self.rows)]
+        note = ["", *self.note.splitlines()] if self.note else []
+        return "\n".join([*(f"| {line} |" for line in lines), *note])
 
     def _repr_html_(self) -> str:
         """Return the table for JupyterLab; it takes its colours from the page, light or dark."""

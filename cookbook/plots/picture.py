@@ -73,7 +73,7 @@ class Picture(Figure):
         return buffer.getvalue()
 
     def _repr_mimebundle_(self, include: object = None, exclude: object = None) -> tuple[dict[str, str], dict[str, Any]]:
-        """Return the one display of this figure; Jupyter's own handling of figures then adds no second."""
+        """Return the figure as Jupyter displays it; a printer of figures that matplotlib registers replaces the PNG."""
         data = {"image/png": base64.b64encode(self.png()).decode(), "text/plain": self.finding or repr(self)}
         return data, {"image/png": {"alt": self.finding}}
 

@@ -28,6 +28,7 @@ from cookbook.training.checkpoint import (
     save_state,
 )
 from cookbook.training.evaluation import evaluate
+from cookbook.training.memory_format import require_safe_channels_last
 from cookbook.training.recipe import CrossEntropy, Recipe, build_optimizer
 
 Objective = Callable[[nn.Module, Tensor, Tensor], Tensor]
@@ -91,7 +92,8 @@ def fit(
         progress: show a bar; None decides by terminal, JupyterLab and CI.
 
     Raises:
-        UsageError: a split has the wrong role, or nothing in the model can be trained.
+        UsageError: a split has the wrong role, nothing in the model can be trained, or a layer is
+            unsafe in the channels-last format.
         NonFiniteLossError: a loss is NaN or infinite; the message names epoch and step.
         CheckpointError: `checkpoint` is damaged or belongs to another training.
         KeyboardInterrupt: Ctrl-C, after the state was saved. (SIGTERM: SystemExit with 143.)
@@ -134,6 +136,8 @@ def fit(
             save()
             if on_epoch is not None:
                 on_epoch(record)
+            if interrupt.signal is not None:
+                interrupt.stop(f"Stopped after epoch {at.epoch} of {recipe.epochs}; the same call resumes there.")
     run.leave_result_in_model()
     return list(at.history)
 
@@ -150,13 +154,14 @@ class _Run:
         self.scaler = self.precision.scaler()
         self.steps_per_epoch = -(-len(train) // recipe.accumulate)
         if recipe.channels_last:
+            require_safe_channels_last(model, self.device)
             model.to(memory_format=torch.channels_last)
         self.optimizer = build_optimizer(model, recipe)
         self.average = None
         if recipe.ema_decay is not None:
             average_fn = get_ema_multi_avg_fn(recipe.ema_decay)
             self.average = AveragedModel(model, multi_avg_fn=average_fn, use_buffers=True)
-        self.forward: nn.Module = torch.compile(model) if recipe.compile else model
+        self.forward: Any = torch.compile(model) if recipe.compile else model
         self.at = _Progress()
         self.unread_losses: list[Tensor] = []
 

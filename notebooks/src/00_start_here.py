@@ -192,7 +192,7 @@ print(comparison.word)
 # NBVAL_CHECK_OUTPUT
 config = by_profile(quick=ResNetConfig(depth=8, width=8), full=ResNetConfig())
 recipe = Recipe(**record["recipe"])
-recipe = by_profile(quick=replace(recipe, epochs=3, ema_decay=None), full=recipe)
+recipe = by_profile(quick=replace(recipe, epochs=3, ema_decay=None, channels_last=False), full=recipe)
 pictures = splits.train.subset(by_profile(quick=2000, full=55_000))
 augmentation = Augmentation(crop=2, flip=True)
 

@@ -16,11 +16,13 @@
 # Imports and stamp. Expect `cpu` in the stamp when no accelerator works here: every cell below runs all the same.
 
 # %%
+from functools import partial
+
 import torch
 
 from cookbook import (
-    Candidate, ResidentLoader, TorchvisionLoader, by_profile, count_macs, data_directory, diagnose, evaluate, interleave,
-    load, load_fashion_mnist, measure_candidates, pick_device, scoreboard, speedup, stamp, verdicts, Ledger,
+    Candidate, Ledger, ResidentLoader, TorchvisionLoader, by_profile, data_directory, diagnose, interleave, load,
+    load_fashion_mnist, measure_candidates, pick_device, scoreboard, speedup, stamp, verdicts,
 )
 from cookbook.plots import new_picture
 
@@ -31,12 +33,12 @@ stamp()
 #
 # Most reports of "no GPU" come down to versions that do not fit: a driver that is older than the CUDA that the wheel was built
 # for, a wheel without CUDA, a setting that hides the device. The doctor collects facts and names causes. `cookbook
-# doctor` prints the whole page at a terminal. Expect no line marked `problem` on a machine that can run this course.
+# doctor` prints the whole page at a terminal; here are its main lines. Expect no line marked `problem` on a machine that can run this course.
 
 # %%
 findings = diagnose()
 for finding in findings:
-    if finding.level != "note":
+    if finding.level == "problem" or finding.subject in ("Python", "device", "threads", "data"):
         print(f"{finding.level:8} {finding.subject}: {finding.message}")
 
 # %% [markdown]
@@ -117,9 +119,16 @@ print("logits and labels apart:", outcome(lambda: torch.nn.functional.cross_entr
 splits = load_fashion_mnist()
 part = splits.validation.subset(by_profile(quick=1000, full=5000))
 loaders = {"DataLoader": TorchvisionLoader(part, 100, device=device), "resident": ResidentLoader(part, 100, device=device)}
-same = all(torch.allclose(a, b, atol=1e-6) for (a, _), (b, _) in zip(*(loader.batches(0) for loader in loaders.values())))
-timings = interleave({name: lambda loader=loader: list(loader.batches(0)) for name, loader in loaders.items()},
-                     batch=len(part), rounds=by_profile(quick=5, full=20), warmup=1)
+
+
+def consume(loader):
+    return sum(len(labels) for _, labels in loader.batches(0))
+
+
+pairs = zip(loaders["DataLoader"].batches(0), loaders["resident"].batches(0), strict=True)
+same = all(torch.allclose(one, other, atol=1e-6) for (one, _), (other, _) in pairs)
+drains = {name: partial(consume, loader) for name, loader in loaders.items()}
+timings = interleave(drains, batch=len(part), rounds=by_profile(quick=5, full=20), warmup=1)
 print("same batches:", same)
 print("resident against DataLoader, samples per second:", speedup(timings["DataLoader"], timings["resident"]))
 
@@ -146,19 +155,18 @@ scoreboard(measurements)
 # %% [markdown]
 # ## Throughput against the batch
 #
-# A larger batch gives each operation more work, so that less of the time goes into starting it. How much that brings depends
-# on the device: a GPU with thousands of lanes starves on single pictures, a CPU core does not. Expect the curve to rise and then to
-# flatten; where it flattens, a larger batch buys nothing.
+# A larger batch gives each operation more work, so that less of the time goes into starting it. How much that
+# brings depends on the device: a GPU with thousands of lanes starves on single pictures, a CPU core does not.
+# All sizes are timed in turns, on one thread. Where the curve flattens, a larger batch buys nothing but waiting.
 
 # %%
 model = load(checkpoint).to(device)
 images = splits.validation.normalized()[:64].to(device)
-sizes, throughputs = [1, 2, 4, 8, 16, 32, 64], []
+sizes = [1, 2, 4, 8, 16, 32, 64]
+runs = {str(size): partial(model, images[:size]) for size in sizes}
 with torch.inference_mode():
-    for size in sizes:
-        timing = interleave({"model": lambda size=size: model(images[:size])}, batch=size, warmup=2,
-                            rounds=by_profile(quick=5, full=30), device=device)
-        throughputs.append(timing["model"].throughput)
+    timings = interleave(runs, rounds=by_profile(quick=7, full=30), warmup=2, threads=1, device=device)
+throughputs = [size / timings[str(size)].median for size in sizes]
 gain = max(throughputs) / throughputs[0]
 best = sizes[throughputs.index(max(throughputs))]
 
@@ -189,7 +197,7 @@ verdicts("01", ledger)
 #
 # 1. Set `COOKBOOK_DEVICE` to a device that you don't have, restart the kernel and read the error of `pick_device`.
 # 2. Build an optimizer, *then* move the model, and train a step. In which case does the optimizer hold the old parameters?
-# 3. Repeat the throughput curve with `torch.set_num_threads(1)`. Which batch size suffers most?
+# 3. Repeat the throughput curve with as many threads as your machine has cores. Which batch size gains most?
 #
 # For the second one, this invariant must hold before and after the move. Expect `True`.
 

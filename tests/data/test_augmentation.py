@@ -57,14 +57,16 @@ def test_erased_pixels_are_one_rectangle_of_the_promised_area_and_aspect() -> No
     size, count = 96, 400
     found = erase_rectangles(torch.ones(count, 2, size, size), 1.0, torch.Generator().manual_seed(2))
     assert torch.equal(found[:, 0], found[:, 1])  # all channels alike
-    areas = []
+    areas, aspects = [], []
     for image in found[:, 0]:
         erased = image == 0
         rows, columns = erased.any(1).sum().item(), erased.any(0).sum().item()
         assert erased.sum() == rows * columns  # nothing but a rectangle
         areas.append(rows * columns / size**2)
-        if rows < size and columns < size:
-            assert 0.3 / 1.15 < rows / columns < 3.34 * 1.15  # up to the rounding to whole pixels
+        aspects.append(rows / columns)
+    assert 0.3 / 1.15 < min(aspects) < 0.33  # up to the rounding to whole pixels
+    assert 3.0 < max(aspects) < 3.34 * 1.15
+    assert np.mean(np.log(aspects)) == pytest.approx(0, abs=0.15)  # as many tall ones as wide ones
     assert 0.02 / 1.15 < min(areas) < 0.03
     assert 0.31 < max(areas) < 0.33 * 1.05
     assert np.mean(areas) == pytest.approx(0.175, abs=0.015)  # uniform between 2 and 33 %

@@ -4,6 +4,7 @@ import torch.nn.functional as F
 import torch_pruning
 import torchvision
 from torch import nn
+from torch.utils import flop_counter
 
 from cookbook.errors import UsageError
 from cookbook.measure import count_macs, count_parameters
@@ -35,6 +36,12 @@ class Attention(nn.Module):
     def forward(self, tokens):
         heads = tokens.unflatten(2, (4, -1)).transpose(1, 2)
         return F.scaled_dot_product_attention(heads, heads, heads)
+
+
+def test_attention_is_counted_where_the_counter_does_not_know_the_fused_kernel(monkeypatch):
+    for kernel in [kernel for kernel in flop_counter.flop_registry if "attention" in str(kernel)]:
+        monkeypatch.delitem(flop_counter.flop_registry, kernel)
+    assert count_macs(Attention(), torch.randn(1, 7, 16)) == 2 * 7 * 7 * 16
 
 
 @pytest.mark.parametrize("training", [True, False])
@@ -78,15 +85,17 @@ def test_shared_parameters_are_counted_once_and_buffers_never():
 
 
 def test_counting_leaves_no_trace_in_the_model():
-    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Dropout(), nn.Flatten(), nn.Linear(4, 2)).train()
-    model[1].eval()
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Dropout(), nn.Flatten(), nn.Linear(36, 2)).train()
+    model[2].eval()
+    graphs = []
+    model[4].register_forward_hook(lambda module, images, logits: graphs.append(logits.requires_grad))
     before = {name: value.clone() for name, value in model.state_dict().items()}
     modes = [module.training for module in model.modules()]
-    assert count_macs(model, torch.randn(2, 3, 3, 3)) == 9 * 3 * 4 + 8
+    assert count_macs(model, torch.randn(2, 3, 5, 5)) == 9 * 9 * 3 * 4 + 72
     assert [module.training for module in model.modules()] == modes
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert all(parameter.grad is None and parameter.requires_grad for parameter in model.parameters())
-    assert torch.is_grad_enabled()
+    assert graphs == [False] and torch.is_grad_enabled()
 
 
 @pytest.mark.parametrize(

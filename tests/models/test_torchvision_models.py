@@ -86,6 +86,7 @@ def test_arguments_reach_the_builder_and_survive_json() -> None:
 def test_nested_lists_survive_json() -> None:
     config = TorchvisionConfig("resnet50", arguments={"replace_stride_with_dilation": [False, True, True]})
     assert config_from_json(config_to_json(config)) == config
+    assert hash(config) == hash(TorchvisionConfig("resnet50", arguments={"replace_stride_with_dilation": (False, True, True)}))
     with torch.device("meta"):
         assert build(config).get_submodule("layer4.1.conv2").dilation == (4, 4)
 

@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from cookbook.errors import UsageError
 from cookbook.models import VisionTransformer, VisionTransformerConfig, build
@@ -63,6 +63,26 @@ def test_a_removed_head_equals_a_silenced_head() -> None:
     full.get_parameter("blocks.0.attention.out.weight").data[:, 4:8] = 0
     images = torch.rand(2, 1, 8, 8, dtype=torch.float64)
     torch.testing.assert_close(pruned(images), full(images), rtol=1e-10, atol=1e-12)
+
+
+def test_forward_equals_the_formula_in_float64() -> None:
+    model = VisionTransformer(SMALL)
+    randomized(model)
+    images = torch.rand(2, 1, 8, 8, dtype=torch.float64)
+
+    def normalized(x: Tensor, norm: nn.LayerNorm) -> Tensor:
+        centred = x - x.mean(-1, keepdim=True)
+        return centred / torch.sqrt(centred.square().mean(-1, keepdim=True) + norm.eps) * norm.weight + norm.bias
+
+    x = model.patches(images).flatten(2).transpose(1, 2) + model.positions
+    for block in model.blocks:
+        x = x + block.attention(normalized(x, block.norm1))  # compared with the formula above
+        first, last = block.mlp[0], block.mlp[3]
+        hidden = normalized(x, block.norm2) @ first.weight.T + first.bias
+        hidden = hidden * (1 + torch.erf(hidden / math.sqrt(2))) / 2
+        x = x + hidden @ last.weight.T + last.bias
+    expected = normalized(x, model.norm).mean(1) @ model.head.weight.T + model.head.bias
+    torch.testing.assert_close(model(images), expected, rtol=1e-10, atol=1e-10)
 
 
 def test_patches_are_cut_row_by_row() -> None:

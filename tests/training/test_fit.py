@@ -56,6 +56,7 @@ def test_two_runs_of_one_seed_are_identical_and_of_two_seeds_are_not() -> None:
 
 def test_accumulated_batches_have_the_gradient_of_one_large_batch() -> None:
     """In float64 and without BatchNorm, dropout and augmentation, two batches of 8 are one of 16."""
+
     def model() -> nn.Module:
         torch.manual_seed(0)
         return nn.Sequential(nn.Flatten(), nn.Linear(64, 2)).double()

@@ -39,8 +39,8 @@ def test_one_cycle_rises_to_its_peak_and_falls_to_almost_zero() -> None:
     peak = cycle.index(max(cycle))
     assert peak == 25
     assert max(cycle) == 0.2
-    assert all(b > a for a, b in zip(cycle[:peak], cycle[1 : peak + 1], strict=True))
-    assert all(b < a for a, b in zip(cycle[peak:], cycle[peak + 1 :], strict=False))
+    assert cycle[: peak + 1] == sorted(set(cycle[: peak + 1]))
+    assert cycle[peak:] == sorted(set(cycle[peak:]), reverse=True)
     assert 0 < cycle[-1] < 0.001 * 0.2
     assert cycle[62] == pytest.approx(0.1 * (1 + math.cos(math.pi * 37 / 75)))
 
@@ -55,7 +55,8 @@ def test_decay_touches_weights_only() -> None:
 
 
 @pytest.mark.parametrize(("change", "word"), [
-    ({"epochs": 0}, "epochs is 0"), ({"learning_rate": 0.0}, "learning_rate is 0.0"), ({"learning_rate": math.nan}, "learning_rate"),
+    ({"epochs": 0}, "epochs is 0"), ({"learning_rate": 0.0}, "learning_rate is 0.0"),
+    ({"learning_rate": math.nan}, "learning_rate"),
     ({"optimizer": "adam"}, "sgd or adamw"), ({"momentum": 1.0}, "momentum is 1.0"), ({"weight_decay": -1.0}, "weight_decay"),
     ({"schedule": "linear"}, "one-cycle"), ({"warmup": 1.0}, "warmup"), ({"label_smoothing": 1.0}, "label_smoothing"),
     ({"clip_norm": 0.0}, "clip_norm"), ({"accumulate": 0}, "accumulate"), ({"ema_decay": 1.0}, "ema_decay"),

@@ -13,6 +13,7 @@ import torch
 from helpers import RICH_RECIPE, small_loader, small_model, small_split
 from torch import Tensor, nn
 
+from cookbook.data import ResidentLoader
 from cookbook.errors import CheckpointError
 from cookbook.training import CrossEntropy, Recipe, fit
 
@@ -82,7 +83,15 @@ def test_signals_save_at_the_next_step_and_the_same_call_resumes(tmp_path: Path,
     interrupting.inner = CrossEntropy(recipe.label_smoothing)
     handler = signal.getsignal(number)
     with pytest.raises(KeyboardInterrupt if number == signal.SIGINT else SystemExit) as left:
-        fit(small_model(), small_loader(), recipe, objective=interrupting, checkpoint=state, checkpoint_every=10**6, progress=False)
+        fit(
+            small_model(),
+            small_loader(),
+            recipe,
+            objective=interrupting,
+            checkpoint=state,
+            checkpoint_every=10**6,
+            progress=False,
+        )
     if number == signal.SIGTERM:
         assert left.value.code == 143
     assert signal.getsignal(number) is handler
@@ -92,6 +101,27 @@ def test_signals_save_at_the_next_step_and_the_same_call_resumes(tmp_path: Path,
     resumed = small_model(seed=99)
     fit(resumed, small_loader(), recipe, checkpoint=state, progress=False)
     assert_bitwise_equal(resumed.state_dict(), undisturbed(recipe))
+
+
+@pytest.mark.parametrize("epoch", [1, RICH_RECIPE.epochs])
+def test_a_signal_during_validation_is_obeyed_after_the_epoch_was_saved(tmp_path: Path, epoch: int) -> None:
+    class Interrupting(ResidentLoader):
+        passes = 0
+
+        def batches(self, number: int, first: int = 0):
+            self.passes += 1
+            if self.passes == epoch:
+                signal.raise_signal(signal.SIGTERM)
+            return super().batches(number, first)
+
+    state = tmp_path / "run.state"
+    validation = Interrupting(small_split(16, "validation", seed=8), 8)
+    with pytest.raises(SystemExit):
+        fit(small_model(), small_loader(), RICH_RECIPE, validation=validation, checkpoint=state, progress=False)
+    assert torch.load(state, weights_only=True)["at"]["epoch"] == epoch
+    resumed = small_model(seed=99)
+    fit(resumed, small_loader(), RICH_RECIPE, checkpoint=state, progress=False)
+    assert_bitwise_equal(resumed.state_dict(), undisturbed())
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="SIGKILL and fork exist on POSIX systems only")
