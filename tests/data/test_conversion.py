@@ -43,6 +43,12 @@ def test_pil_images_and_both_kinds_of_tensors_give_the_same_bytes(channels: int)
     assert made[0].train.fingerprint() == made[1].train.fingerprint() == made[2].train.fingerprint()
 
 
+def test_floats_between_two_bytes_go_to_the_nearer_one() -> None:
+    data = [(torch.full((1, 2, 2), value / 255), number % 2) for number, value in enumerate([10.3, 10.7, 0.0, 254.6])]
+    splits = from_torchvision(data, data, validation_size=2)
+    assert splits.test.images[:, 0, 0, 0].tolist() == [10, 11, 0, 255]
+
+
 def test_torchvisions_own_datasets_are_read() -> None:
     fake = [datasets.FakeData(size, (1, 6, 7), 4, random_offset=size) for size in (40, 20)]
     splits = from_torchvision(*fake, validation_size=8)
