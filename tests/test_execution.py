@@ -104,7 +104,7 @@ def test_lessons_are_picked_by_number_or_name(tmp_path: Path) -> None:
 
 DAMAGED = [
     b"", b"{", b"[]", b"null", b"\xff\xfe", b'{"nbformat": 3, "cells": 5}', b'{"cells": []}',
-    b'{"nbformat": 4, "nbformat_minor": 5, "metadata": {}, "cells": [{"cell_type": "markdown", "source": "no id"}]}',
+    b'{"nbformat": 4, "nbformat_minor": 5, "metadata": {}, "cells": [{"cell_type": "markdown", "id": "a", "metadata": {}}]}',
 ]  # fmt: skip
 
 

@@ -110,8 +110,14 @@ def test_help_needs_no_torch_and_a_closed_pipe_is_no_traceback() -> None:
     assert (done.returncode, done.stderr) == (0, "")
     reader, writer = os.pipe()
     os.close(reader)
+    environment["PYTHONUNBUFFERED"] = ""  # what is buffered meets the closed pipe only at the last flush
     closed = subprocess.run(
-        [sys.executable, "-c", PROGRAM, "--version"], stdout=writer, stderr=subprocess.PIPE, text=True, timeout=60, env=environment
+        [sys.executable, "-c", PROGRAM, "--version"],
+        stdout=writer,
+        stderr=subprocess.PIPE,
+        text=True,
+        timeout=60,
+        env=environment,
     )
     os.close(writer)
     assert (closed.returncode, closed.stderr) == (1, "")
