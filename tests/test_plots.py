@@ -208,6 +208,8 @@ def test_a_picture_is_displayed_once_with_its_finding_as_text() -> None:
 
 def test_drawing_leaves_matplotlib_as_it_was() -> None:
     before = dict(matplotlib.rcParams)
+    new_picture("Nothing to see.", theme="dark")
+    assert dict(matplotlib.rcParams) == before
     scoreboard_figure(ROWS[:2], theme="dark").png()
     assert dict(matplotlib.rcParams) == before
     assert Gcf.figs == {}, "pyplot would show its figures once more at the end of a cell"
