@@ -35,7 +35,8 @@ lab: $(READY) ## open JupyterLab at lesson 00
 	@$(BIN)/python -m jupyter lab notebooks/00_start_here.ipynb
 
 notebooks: $(READY) ## execute the lessons again, normalize them and bring both twins in step
-	@$(BIN)/python -m cookbook.notebooks
+	@mkdir -p build/notebooks && rm -f build/notebooks/ledger.jsonl
+	@COOKBOOK_LEDGER="$(CURDIR)/build/notebooks/ledger.jsonl" $(BIN)/python -m cookbook.notebooks
 
 check: $(READY) ## lint, formatting and types
 	@$(BIN)/python -m ruff check

@@ -17,7 +17,7 @@ from cookbook.environment import provenance
 from cookbook.errors import UsageError
 from cookbook.measure.energy import Energy, energy_of
 from cookbook.measure.latency import Timing, interleave, naming, pinned_threads
-from cookbook.measure.measurement import Measurement
+from cookbook.measure.measurement import Measurement, now
 from cookbook.measure.memory import peak_memory
 from cookbook.measure.operations import count_macs, count_parameters
 from cookbook.measure.size import bytes_on_disk
@@ -125,6 +125,7 @@ def measure_candidates(
         DeploymentError: an artefact is missing.
     """
     _check(candidates, batches)
+    started = now()  # one time for all: rows of one run are known by it, and only they are compared by ratio
     with pinned_threads(threads):
         records = [
             Measurement(
@@ -136,6 +137,7 @@ def measure_candidates(
                 bytes=bytes_on_disk(*candidate.artefacts) if candidate.artefacts else None,
                 seed=candidate.seed,
                 provenance=provenance(candidate.device),
+                recorded=started,
             )
             for candidate in candidates
         ]

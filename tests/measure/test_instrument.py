@@ -108,6 +108,14 @@ def test_energy_is_that_of_one_image(split, monkeypatch):
     assert record.values["cpu_seconds_per_image"] == pytest.approx(10.0 / 32)
 
 
+def test_rows_of_one_call_are_known_as_one_run_however_long_it_takes(split, monkeypatch):
+    seconds = iter(range(60))
+    monkeypatch.setattr(instrument, "now", lambda: f"2026-01-01T00:00:{next(seconds):02d}+00:00")
+    candidates = [Candidate(name, "python", reader()) for name in ("one", "other")]
+    rows = measure_candidates(candidates, ResidentLoader(split, 16), lesson="00", batches=(1,), rounds=2)
+    assert rows[0].recorded == rows[1].recorded
+
+
 def test_without_images_only_what_needs_none_is_recorded(tmp_path):
     artefact = tmp_path / "model.bin"
     artefact.write_bytes(b"x" * 5)
