@@ -15,6 +15,7 @@ from cookbook.precision import PrecisionName
 
 Schedule = Literal["constant", "step", "cosine", "one-cycle"]
 OptimizerName = Literal["sgd", "adamw"]
+CompileMode = Literal["reduce-overhead", "max-autotune"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,8 +38,11 @@ class Recipe:
         ema_decay: per step, of the exponential moving average of weights and BatchNorm statistics
             that `fit` evaluates and leaves in the model; None: no averaging.
         precision: ``fp32``, ``tf32``, ``bf16`` or ``fp16``.
+        fused: update all weights in one kernel (torch's ``fused=True``). None: where it spares a wait,
+            which is fp16 on a CUDA device, and torch's own choice elsewhere.
         channels_last: run the model in torch's channels-last memory format.
-        compile: run the model through `torch.compile`.
+        compile: run the model through `torch.compile`; True for its default mode, or the name of a
+            mode: ``reduce-overhead`` replays CUDA graphs, ``max-autotune`` also tries kernels out.
         seed: of the random numbers that the model itself draws, such as dropout.
 
     Raises:
@@ -57,8 +61,9 @@ class Recipe:
     accumulate: int = 1
     ema_decay: float | None = None
     precision: PrecisionName = "fp32"
+    fused: bool | None = None
     channels_last: bool = False
-    compile: bool = False
+    compile: bool | CompileMode = False
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -75,6 +80,7 @@ class Recipe:
             "accumulate": (self.accumulate >= 1, "1 or more"),
             "ema_decay": (self.ema_decay is None or 0 < self.ema_decay < 1, "between 0 and 1, or None"),
             "precision": (self.precision in get_args(PrecisionName), ", ".join(get_args(PrecisionName))),
+            "compile": (self.compile in (False, True, *get_args(CompileMode)), "True, False, reduce-overhead or max-autotune"),
         }
         for name, (holds, expected) in rules.items():
             if not holds:
@@ -96,7 +102,11 @@ class Recipe:
 
 
 def build_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
-    """Return the recipe's optimizer over the trainable parameters, in two groups: with and without decay."""
+    """Return the recipe's optimizer over the trainable parameters, in two groups: with and without decay.
+
+    Raises:
+        UsageError: nothing in the model can be trained, or its device has no fused optimizer.
+    """
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     if not trainable:
         raise UsageError("The model has no parameter that requires a gradient: unfreeze some before training.")
@@ -105,10 +115,22 @@ def build_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
         {"params": [p for p in trainable if p.ndim < 2], "weight_decay": 0.0},
     ]
     groups = [group for group in groups if group["params"]]
-    if recipe.optimizer == "adamw":
-        return torch.optim.AdamW(groups, lr=recipe.learning_rate)
-    nesterov = recipe.momentum > 0
-    return torch.optim.SGD(groups, lr=recipe.learning_rate, momentum=recipe.momentum, nesterov=nesterov)
+    device = trainable[0].device.type
+    wanted = recipe.precision == "fp16" and device == "cuda" if recipe.fused is None else recipe.fused
+    fused = True if wanted else None  # torch takes False as a wish for its slowest loop
+    try:
+        if recipe.optimizer == "adamw":
+            return torch.optim.AdamW(groups, lr=recipe.learning_rate, fused=fused)
+        nesterov = recipe.momentum > 0
+        sgd = torch.optim.SGD(groups, lr=recipe.learning_rate, momentum=recipe.momentum, nesterov=nesterov, fused=fused)
+    except RuntimeError as error:
+        if not fused:
+            raise
+        raise UsageError(f"torch has no fused {recipe.optimizer} for {device}: leave fused at None.") from error
+    if fused and nesterov:
+        for parameter in trainable:  # torch's own buffers stay uninitialized when fp16 skips the first step
+            sgd.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    return sgd
 
 
 class CrossEntropy:

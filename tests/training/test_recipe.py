@@ -60,7 +60,7 @@ def test_decay_touches_weights_only() -> None:
     ({"optimizer": "adam"}, "sgd or adamw"), ({"momentum": 1.0}, "momentum is 1.0"), ({"weight_decay": -1.0}, "weight_decay"),
     ({"schedule": "linear"}, "one-cycle"), ({"warmup": 1.0}, "warmup"), ({"label_smoothing": 1.0}, "label_smoothing"),
     ({"clip_norm": 0.0}, "clip_norm"), ({"accumulate": 0}, "accumulate"), ({"ema_decay": 1.0}, "ema_decay"),
-    ({"precision": "fp8"}, "precision is 'fp8'"),
+    ({"precision": "fp8"}, "precision is 'fp8'"), ({"compile": "faster"}, "compile is 'faster'"),
 ])  # fmt: skip
 def test_values_out_of_range_are_one_sentence(change: dict[str, object], word: str) -> None:
     with pytest.raises(UsageError, match=word) as error:

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -75,7 +76,9 @@ def test_resume_after_a_crash_in_any_batch(tmp_path: Path, call: int) -> None:
     RICH_RECIPE,
     Recipe(epochs=3, learning_rate=0.05, channels_last=True),
     Recipe(epochs=3, learning_rate=0.05, schedule="step", precision="bf16"),
-], ids=["rich", "channels-last", "bf16"])  # fmt: skip
+    replace(RICH_RECIPE, precision="bf16"),
+    replace(RICH_RECIPE, precision="fp16", fused=True),
+], ids=["rich", "channels-last", "bf16", "rich-bf16", "rich-fp16"])  # fmt: skip
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_signals_save_at_the_next_step_and_the_same_call_resumes(tmp_path: Path, recipe: Recipe, number: int) -> None:
     state = tmp_path / "run.state"

@@ -20,13 +20,20 @@ class Precision:
     """What a name such as ``"bf16"`` means for a training step.
 
     Weights, gradients and optimizer state stay in float32 under every policy; ``bf16`` and ``fp16``
-    compute matrix products in 16 bits through `torch.amp.autocast`, and ``fp16`` scales the loss
-    (Micikevicius et al., Mixed Precision Training, arXiv 1710.03740). ``tf32`` lets float32 matrix
-    products on an NVIDIA GPU round their operands to 10 bits of mantissa.
+    compute matrix products in 16 bits through `torch.amp.autocast`, which keeps the loss and the
+    statistics of BatchNorm in float32, and ``fp16`` scales the loss (Micikevicius et al., Mixed
+    Precision Training, arXiv 1710.03740). ``tf32`` lets float32 matrix products on an NVIDIA GPU round
+    their operands to 10 bits of mantissa.
+
+    On a CPU both 16-bit policies compute what they compute on a GPU, and take many times as long as
+    ``fp32`` unless the processor has instructions for the format (``avx512_bf16``, ``amx_bf16``).
 
     Attributes:
         name: ``fp32``, ``tf32``, ``bf16`` or ``fp16``.
         device: the kind of device: ``cpu``, ``cuda`` or ``mps``.
+
+    Raises:
+        UsageError: there is no such policy, or the device cannot follow it.
     """
 
     name: PrecisionName
@@ -35,8 +42,8 @@ class Precision:
     def __post_init__(self) -> None:
         if self.name not in get_args(PrecisionName):
             raise UsageError(f"precision is {self.name!r}: use one of {', '.join(get_args(PrecisionName))}.")
-        if self.name in ("tf32", "fp16") and self.device == "cpu":
-            raise UsageError(f"precision {self.name!r} needs a GPU: use 'fp32' or 'bf16' on a CPU.")
+        if self.name == "tf32" and self.device == "cpu":
+            raise UsageError("precision 'tf32' needs an NVIDIA GPU: use 'fp32', 'bf16' or 'fp16' on a CPU.")
 
     @property
     def autocast_dtype(self) -> torch.dtype | None:
@@ -72,6 +79,9 @@ class Precision:
 def clip_gradients(
     parameters: Iterable[Tensor], max_norm: float, scaler: torch.amp.GradScaler, optimizer: torch.optim.Optimizer
 ) -> Tensor:
-    """Clip the global gradient norm to `max_norm`, after undoing the loss scale; return the norm before."""
+    """Clip the global gradient norm to `max_norm`, after undoing the loss scale; return the norm before.
+
+    Source: Pascanu et al., arXiv 1211.5063; torch's notes on automatic mixed precision for the order.
+    """
     scaler.unscale_(optimizer)
     return torch.nn.utils.clip_grad_norm_(parameters, max_norm)
