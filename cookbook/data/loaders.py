@@ -185,7 +185,7 @@ class TorchvisionLoader(_SplitLoader):
     def batches(self, epoch: int, first: int = 0) -> Iterator[Batch]:
         """Yield the batches of `epoch` from number `first` on."""
         loader = DataLoader(
-            _TransformedImages(self.split, self.augmentation, self.seed, epoch),
+            self.dataset(epoch),
             batch_sampler=[index.tolist() for index in self._index_batches(epoch, first)],
             num_workers=self.workers,
             pin_memory=self.pin_memory,
@@ -194,6 +194,10 @@ class TorchvisionLoader(_SplitLoader):
         )
         for images, labels in loader:
             yield images.to(self.device, non_blocking=True), labels.to(self.device, non_blocking=True)
+
+    def dataset(self, epoch: int = 0) -> Dataset[tuple[Tensor, int]]:
+        """Return the epoch's images one by one, transformed, for a DataLoader with settings of its own."""
+        return _TransformedImages(self.split, self.augmentation, self.seed, epoch)
 
 
 class _TransformedImages(Dataset[tuple[Tensor, int]]):
