@@ -14,11 +14,11 @@ export UV_PYTHON_DOWNLOADS := never
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help course test lab notebooks check bench lock clean
+.PHONY: help course test lab notebooks check bench bench-peers lock clean
 
 help: ## print these targets
 	@echo "make TARGET, where TARGET is one of:"
-	@awk -F ':.*## ' '/^[a-z]+:.*## / && $$1 != "help" {printf "  %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / && $$1 != "help" {printf "  %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
 course: $(READY) ## run every lesson in the quick profile and print the scoreboard
 	@$(BIN)/cookbook course
@@ -45,6 +45,10 @@ check: $(READY) ## lint, formatting and types
 
 bench: $(READY) ## print the library's own overheads as interleaved ratios
 	@$(BIN)/cookbook bench
+
+bench-peers: $(READY) ## install other training libraries and compare their cost per step
+	@$(UV) pip install --quiet --python $(BIN)/python --group peers
+	@$(BIN)/python -m cookbook.bench.peers
 
 lock: $(BOOTSTRAP) ## bring requirements.lock in step with pyproject.toml; pins that still fit stay
 	@$(UV) pip compile pyproject.toml --all-extras --universal --generate-hashes --python-version 3.11 \

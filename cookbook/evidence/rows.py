@@ -41,9 +41,7 @@ class ClaimEvidence:
     recorded: str = field(default_factory=now)
 
     def __post_init__(self) -> None:
-        for name, value in self.values.items():
-            if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-                raise EvidenceError(f"The value {name} of {self.claim} is {value!r}: record finite numbers only.")
+        _require_finite(self.values, self.claim)
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON types."""
@@ -74,8 +72,12 @@ class BenchRatio:
         candidate: what is compared, in words.
         ratio: with its 95 % interval.
         what: the quantity, such as ``wall time of a step``.
+        values: further finite numbers by name and unit, such as ``microseconds_per_step``.
         provenance: machine, libraries and commit.
         recorded: time in UTC, ISO 8601.
+
+    Raises:
+        EvidenceError: a value is not a finite number.
     """
 
     name: str
@@ -83,8 +85,12 @@ class BenchRatio:
     candidate: str
     ratio: Ratio
     what: str
+    values: dict[str, float] = field(default_factory=dict)
     provenance: Provenance = field(default_factory=provenance)
     recorded: str = field(default_factory=now)
+
+    def __post_init__(self) -> None:
+        _require_finite(self.values, self.name)
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON types."""
@@ -137,6 +143,12 @@ def latest(measurements: Iterable[Measurement]) -> Rows[Measurement]:
         if key not in newest or row.recorded >= newest[key].recorded:
             newest[key] = row
     return Rows(newest.values(), measurements.skipped if isinstance(measurements, Rows) else 0)
+
+
+def _require_finite(values: dict[str, float], owner: str) -> None:
+    for name, value in values.items():
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+            raise EvidenceError(f"The value {name} of {owner} is {value!r}: record finite numbers only.")
 
 
 def _read_provenance(fields: dict[str, Any]) -> Provenance:

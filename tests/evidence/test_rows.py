@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -21,6 +22,16 @@ def test_a_row_survives_json(row: ClaimEvidence | BenchRatio) -> None:
 def test_evidence_is_finite_numbers(value: Any) -> None:
     with pytest.raises(EvidenceError, match="accuracy_range_points of measure-01"):
         evidence(values={"accuracy_range_points": value})
+
+
+def test_a_ratio_carries_finite_values_and_reads_rows_from_before_it_did() -> None:
+    row = replace(bench_ratio(), values={"microseconds_per_step": 21.5})
+    assert BenchRatio.from_dict(json.loads(json.dumps(row.to_dict()))) == row
+    older = bench_ratio().to_dict()
+    del older["values"]
+    assert BenchRatio.from_dict(older) == bench_ratio()
+    with pytest.raises(EvidenceError, match="microseconds_per_step of fit is nan"):
+        replace(row, values={"microseconds_per_step": float("nan")})
 
 
 def test_the_newest_row_counts_and_keeps_the_place_of_the_first() -> None:

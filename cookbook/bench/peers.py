@@ -1,0 +1,127 @@
+"""What a training step costs in Lightning Fabric, PyTorch Ignite and Accelerate, beside `fit` (`make bench-peers`)."""
+
+from __future__ import annotations
+
+import argparse
+import functools
+from collections.abc import Callable, Iterator, Sequence
+
+import torch.nn.functional as F
+from torch import nn
+
+from cookbook.bench.loops import STEPS, Loop, cost_per_step
+from cookbook.data import ResidentLoader, load_fashion_mnist
+from cookbook.environment import provenance
+from cookbook.errors import UsageError
+from cookbook.evidence import BenchRatio, Ledger
+from cookbook.training import Recipe, build_optimizer
+
+
+def fabric_loop() -> Loop:
+    """Return a loop in Lightning Fabric (https://lightning.ai/docs/fabric/stable/).
+
+    Raises:
+        ImportError: it is not installed.
+    """
+    from lightning.fabric import Fabric
+
+    fabric = Fabric(accelerator="cpu", devices=1)
+
+    def loop(model: nn.Module, loader: ResidentLoader, recipe: Recipe) -> None:
+        wrapped, optimizer = fabric.setup(model, build_optimizer(model, recipe))
+        wrapped.train()
+        for images, labels in loader.batches(0):
+            loss = F.cross_entropy(wrapped(images), labels)
+            fabric.backward(loss)
+            optimizer.step()
+            optimizer.zero_grad()
+
+    return loop
+
+
+def ignite_loop() -> Loop:
+    """Return a loop in PyTorch Ignite, by its own supervised trainer (https://docs.pytorch.org/ignite/).
+
+    Raises:
+        ImportError: it is not installed.
+    """
+    from ignite.engine import create_supervised_trainer
+
+    def loop(model: nn.Module, loader: ResidentLoader, recipe: Recipe) -> None:
+        trainer = create_supervised_trainer(model, build_optimizer(model, recipe), F.cross_entropy)
+        trainer.run(loader.batches(0), max_epochs=1, epoch_length=len(loader))
+
+    return loop
+
+
+def accelerate_loop() -> Loop:
+    """Return a loop in Accelerate (https://huggingface.co/docs/accelerate).
+
+    Raises:
+        ImportError: it is not installed.
+    """
+    from accelerate import Accelerator
+
+    accelerator = Accelerator(cpu=True)
+
+    def loop(model: nn.Module, loader: ResidentLoader, recipe: Recipe) -> None:
+        wrapped, optimizer = accelerator.prepare(model, build_optimizer(model, recipe))
+        wrapped.train()
+        for images, labels in loader.batches(0):
+            loss = F.cross_entropy(wrapped(images), labels)
+            accelerator.backward(loss)
+            optimizer.step()
+            optimizer.zero_grad()
+
+    return loop
+
+
+PEERS: dict[str, tuple[str, Callable[[], Loop]]] = {  # by name, the package to install and what makes the loop
+    "Fabric": ("lightning", fabric_loop),
+    "Ignite": ("pytorch-ignite", ignite_loop),
+    "Accelerate": ("accelerate", accelerate_loop),
+}
+
+
+def run_peers(*, rounds: int = 15, steps: int = STEPS, say: Callable[[str], object] = print) -> Iterator[BenchRatio]:
+    """Yield the cost of a step of `fit` and of each peer that is installed, over the bare loop, from one interleaved run.
+
+    Every loop is written as its documentation shows, on the same batches, with the same optimizer, and must end with
+    the same weights. What a library sets up once, such as an ``Accelerator``, is left out of its time.
+
+    Args:
+        rounds: samples of each.
+        steps: in a sample.
+        say: takes the sentence on a peer that is not installed.
+
+    Raises:
+        UsageError: fewer than three rounds or one step.
+        CookbookError: two loops end with different weights.
+    """
+    if rounds < 3 or steps < 1:
+        raise UsageError(f"{rounds} rounds of {steps} steps give no interval: use 3 rounds of 1 step or more.")
+    loops: dict[str, Loop] = {}
+    for name, (package, make) in PEERS.items():
+        try:
+            loops[name] = make()
+        except ImportError as error:
+            say(f"{name} is absent ({error}): run 'pip install {package}'.")
+    measured = functools.partial(BenchRatio, provenance=provenance("cpu"))
+    yield from cost_per_step(load_fashion_mnist().train, loops, measured=measured, rounds=rounds, steps=steps)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Print the costs and keep them in a ledger: ``python -m cookbook.bench.peers``."""
+    parser = argparse.ArgumentParser(prog="python -m cookbook.bench.peers", description=__doc__)
+    parser.add_argument("--rounds", type=int, default=15, help="samples of each loop")
+    parser.add_argument("--record", action="store_true", help="write to the committed evidence, not to this machine's ledger")
+    chosen = parser.parse_args(arguments)
+    ledger = Ledger.recorded() if chosen.record else Ledger.local()
+    for row in run_peers(rounds=chosen.rounds):
+        ledger.append(row)
+        print(f"{row.name:28} {row.ratio}  {row.what}")
+    print(f"Written to {ledger.path}.")
+
+
+if __name__ == "__main__":
+    main()
