@@ -1,0 +1,1 @@
+"""Experiments that take hours: too long for a lesson, resumable, recorded in the committed ledger."""

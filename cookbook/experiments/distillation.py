@@ -1,0 +1,205 @@
+"""The long experiment behind kd-01 and kd-02, in trainings that can be interrupted (lesson 06).
+
+    COOKBOOK_PROFILE=full python -m cookbook.experiments.distillation --jobs 2
+    python -m cookbook.experiments.distillation --rehearse     a miniature in the quick profile: is everything in place?
+
+Four stages, each skipped where its results lie in the folder already: the teacher answers for every fixed
+view; the students with a tenth of the labels are trained at several temperatures; the one temperature that
+is best on validation is used with all labels; everything is evaluated on test once, and the evidence is
+appended to the committed ledger. The same command resumes after any interruption.
+
+Every arm sees the same views in the same order from the same first weights, seed by seed, for the same
+number of steps. ``fresh`` is a second control: hard labels with a new augmentation in every epoch instead of
+fixed views, in case those handicap the control.
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import signal
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+
+from cookbook.data import ResidentLoader
+from cookbook.deploy import Runtime, export
+from cookbook.environment import current_profile
+from cookbook.errors import CookbookError, UsageError
+from cookbook.evidence import ClaimEvidence, Ledger, Table
+from cookbook.experiments.distillation_students import REHEARSAL, Experiment, Plan, Task
+from cookbook.files import cache_directory, data_directory
+from cookbook.measure import Candidate, SeedComparison, compare_seeds, count_macs, count_parameters, measure_candidates
+from cookbook.training import evaluate
+
+LESSON = "06"
+
+
+def train_all(experiment: Experiment, stage: str, jobs: int, threads: int) -> None:
+    """Train every student of a stage, in `jobs` processes that share the list.
+
+    Args:
+        stage: ``tenth`` or ``whole``.
+
+    Raises:
+        CookbookError: a process failed; what was finished is kept.
+    """
+    count = len(_tasks(experiment, stage))
+    arguments = (experiment.plan, experiment.teacher_file, experiment.folder.parent, stage, threads)
+    context = multiprocessing.get_context("spawn")  # a fork after torch has computed in threads can hang
+    turn = context.Value("i", 0)
+    workers = [context.Process(target=_work, args=(*arguments, turn), daemon=True) for _ in range(min(jobs, count))]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    failed = [worker for worker in workers if worker.exitcode]
+    if failed:
+        raise CookbookError(
+            f"{len(failed)} of {len(workers)} processes stopped early: the same command goes on where they were."
+        )
+
+
+def _work(plan: Plan, teacher: Path, folder: Path, stage: str, threads: int, turn: Any) -> None:
+    """Train the next student that nobody has taken, until there is none."""
+    torch.set_num_threads(threads)
+    experiment = Experiment(plan, teacher, folder)
+    tasks = _tasks(experiment, stage)
+    while True:
+        with turn.get_lock():
+            number, turn.value = turn.value, turn.value + 1
+        if number >= len(tasks):
+            return
+        experiment.train(tasks[number])
+
+
+def _tasks(experiment: Experiment, stage: str) -> list[Task]:
+    return experiment.tenth_tasks() if stage == "tenth" else experiment.whole_tasks()
+
+
+def record(experiment: Experiment, ledger: Ledger, *, threads: int = 1, rounds: int = 30) -> Table:
+    """Evaluate every student on test, once, and append what kd-01 and kd-02 need, and the measured students.
+
+    The gains are paired over the seeds. The spread over temperatures compares the best on validation with
+    the worst on validation, so that neither was chosen on the pictures that judge it.
+
+    Args:
+        threads: of the timed runtimes.
+        rounds: samples of every latency.
+
+    Returns:
+        One row a comparison.
+
+    Raises:
+        EvidenceError: a training is missing.
+    """
+    plan, ranking = experiment.plan, experiment.ranked_temperatures()
+    best, worst = ranking[0], ranking[-1]
+    test = ResidentLoader(experiment.splits.test, 500)
+
+    def scores(arm: str, temperature: float | None = None, seeds: Sequence[int] = plan.seeds) -> list[float]:
+        tasks = [Task(arm, seed, temperature) for seed in seeds]
+        return [100 * evaluate(experiment.student(task), test).accuracy for task in tasks]
+
+    hard, soft, tenth_hard = scores("hard"), scores("soft", best), scores("tenth-hard")
+    sweep = {temperature: scores("tenth-soft", temperature) for temperature in plan.temperatures}
+    fresh = scores("fresh", seeds=plan.fresh_seeds)
+    paired_with_fresh = [soft[plan.seeds.index(seed)] for seed in plan.fresh_seeds]
+    gains = {
+        "gain_points": compare_seeds(hard, soft),
+        "gain_points_fresh": compare_seeds(fresh, paired_with_fresh),
+        "gain_points_tenth": compare_seeds(tenth_hard, sweep[best]),
+        "gain_points_tenth_unlabelled": compare_seeds(tenth_hard, scores("unlabelled", best)),
+    }
+    means = {"student_accuracy": soft, "hard_accuracy": hard, "tenth_hard_accuracy": tenth_hard, "fresh_accuracy": fresh}
+    values = {name: float(sum(found) / len(found)) for name, found in means.items()}
+    values |= {"teacher_accuracy": 100 * evaluate(experiment.teacher, test).accuracy, "temperature": best}
+    values |= {"epochs": plan.epochs, "tenth_epochs": plan.tenth_epochs, "views": plan.views, "alpha": plan.alpha}
+    note = f"{plan.images:,} images in {plan.views} fixed views; fresh: new augmentation each epoch, {len(fresh)} seeds."
+    for name, comparison in gains.items():
+        values |= _bounded(name, comparison)
+    ledger.append(ClaimEvidence(claim="kd-01", lesson=LESSON, values=values, seeds=plan.seeds, note=note))
+    swing = compare_seeds(sweep[worst], sweep[best])
+    values = _bounded("temperature_spread_points", swing) | {"best_temperature": best, "worst_temperature": worst}
+    values |= {f"accuracy_T{temperature:g}": float(sum(found) / len(found)) for temperature, found in sweep.items()}
+    note = f"a tenth of {plan.images:,} images; best and worst temperature by validation."
+    ledger.append(ClaimEvidence(claim="kd-02", lesson=LESSON, values=values, seeds=plan.seeds, note=note))
+    _measure(experiment, best, ledger, test, threads, rounds)
+    rows = [(name.replace("_", " "), str(comparison)) for name, comparison in {**gains, "temperature spread": swing}.items()]
+    return Table(("comparison", "points on test"), rows, title=f"Distillation, temperature {best:g}")
+
+
+def _bounded(name: str, comparison: SeedComparison) -> dict[str, float]:
+    return {name: comparison.difference, f"{name}_low": comparison.low, f"{name}_high": comparison.high}
+
+
+def _measure(experiment: Experiment, best: float, ledger: Ledger, test: ResidentLoader, threads: int, rounds: int) -> None:
+    """Measure teacher and one student of each kind, the first seed's, in turns in ONNX Runtime."""
+    seed = experiment.plan.seeds[0]
+    models = {
+        "teacher": experiment.teacher,
+        "student, hard labels": experiment.student(Task("hard", seed)),
+        "student, distilled": experiment.student(Task("soft", seed, best)),
+    }
+    example = experiment.splits.test.normalized()[:1]
+    with tempfile.TemporaryDirectory() as folder:
+        candidates: list[Candidate] = []
+        for number, (name, model) in enumerate(models.items()):
+            runtime = Runtime(export(model, example, Path(folder) / f"{number}.onnx"), threads=threads)
+            size = {"parameters": count_parameters(model), "macs": count_macs(model, example)}
+            candidates.append(runtime.candidate(name, seed=None if name == "teacher" else seed, **size))
+        for row in measure_candidates(candidates, test, lesson=LESSON, threads=threads, rounds=rounds):
+            ledger.append(row)
+
+
+def _leave(number: int, frame: FrameType | None) -> None:
+    """Turn SIGTERM into an orderly exit, at which multiprocessing ends the daemons; they save first."""
+    raise SystemExit(128 + number)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line."""
+    parser = argparse.ArgumentParser(description=str(__doc__).split("\n", maxsplit=1)[0])
+    parser.add_argument("--jobs", type=int, default=1, help="trainings at a time")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads of each")
+    parser.add_argument("--epochs", type=int, default=Plan.epochs, help="over all labels")
+    parser.add_argument("--views", type=int, default=Plan.views, help="fixed augmented copies of every image")
+    parser.add_argument("--teacher", type=Path, help="another teacher than the shipped baseline")
+    parser.add_argument("--folder", type=Path, help="for checkpoints and students; in the cache folder by default")
+    parser.add_argument("--rehearse", action="store_true", help="a miniature, recorded in the local ledger")
+    options = parser.parse_args(arguments)
+    if min(options.jobs, options.threads) < 1:
+        raise UsageError("--jobs and --threads must be 1 or more.")
+    if not options.rehearse and current_profile() != "full":
+        raise UsageError(
+            "Evidence is recorded in the full profile only: set COOKBOOK_PROFILE=full, or rehearse with --rehearse."
+        )
+    if options.rehearse and current_profile() == "full":
+        raise UsageError("A rehearsal is no evidence: unset COOKBOOK_PROFILE, or leave --rehearse out.")
+    plan = REHEARSAL if options.rehearse else replace(Plan(), epochs=options.epochs, views=options.views)
+    teacher = options.teacher or data_directory() / "checkpoints" / "baseline.safetensors"
+    folder = options.folder or cache_directory() / "experiments" / "distillation"
+    signal.signal(signal.SIGTERM, _leave)
+    torch.set_num_threads(options.jobs * options.threads)  # this process asks the teacher while no other computes
+    experiment = Experiment(plan, teacher, folder.expanduser())
+    for part in ("whole", "tenth"):
+        experiment.answers(part)
+    for stage in ("tenth", "whole"):
+        train_all(experiment, stage, options.jobs, options.threads)
+    ledger = Ledger.local() if options.rehearse else Ledger.recorded()
+    print(record(experiment, ledger))
+    print(f"Written to {ledger.path}; the students lie in {experiment.folder}.")
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except CookbookError as error:
+        print(f"cookbook: {error}", file=sys.stderr)
+        raise SystemExit(2 if isinstance(error, UsageError) else 1) from None
