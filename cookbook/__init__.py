@@ -6,17 +6,26 @@ its module when it is first used, so that ``import cookbook`` and ``cookbook --h
 
 from __future__ import annotations
 
+import os
 from importlib import import_module
 from typing import Any
 
 __version__ = "0.1.0"
+
+# ONNX Runtime reads this when it is imported. Without it, release 1.31 writes an identifier into the reader's home and
+# sends events (https://github.com/microsoft/onnxruntime/blob/main/docs/Privacy.md); lessons write and send nothing.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 _HOMES = {
     "cookbook.data": (
         "Augmentation", "ResidentLoader", "Split", "Splits", "TorchvisionLoader",
         "load_dataset", "load_fashion_mnist", "load_image_folder",
     ),
-    "cookbook.deploy": ("Runtime", "export", "parity"),
+    "cookbook.deploy": (
+        "OpenVinoRuntime", "Runtime", "export", "export_executorch", "export_legacy", "export_openvino", "graph_summary",
+        "kernels", "parity", "parity_suite", "simplify",
+    ),
+    "cookbook.distillation": ("distill",),
     "cookbook.doctor": ("diagnose",),
     "cookbook.environment": ("by_profile", "current_profile", "pick_device", "seed_everything", "stamp"),
     "cookbook.errors": ("CookbookError",),
@@ -28,7 +37,17 @@ _HOMES = {
     ),
     "cookbook.models": ("ResNetConfig", "build", "load", "save"),
     "cookbook.plots": ("scoreboard_figure",),
-    "cookbook.training": ("Recipe", "evaluate", "fit"),
+    "cookbook.precision": ("gradient_survival",),
+    "cookbook.serving": (
+        "MicroBatcher", "QueueFullError", "ServingResult", "serve_arrivals", "serve_load", "serving_table",
+        "throughput_by_batch",
+    ),
+    "cookbook.speed": ("TrainingSetup", "measure_stack"),
+    "cookbook.throughput": (
+        "count_synchronizations", "find_batch_size", "find_training_batch_size", "step_breakdown", "tune_loader",
+        "watch_synchronizations",
+    ),
+    "cookbook.training": ("Recipe", "checkpoint_activations", "evaluate", "fit"),
 }  # fmt: skip
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 
