@@ -1,4 +1,4 @@
-"""The `cookbook` command: course, train, scoreboard, doctor, bench, record (lesson 00).
+"""The `cookbook` command: course, train, scoreboard, doctor, zoo, bench, record (lesson 00).
 
 A command's module is imported when it is called, so that ``--help`` answers at once and ``doctor``
 works where torch does not.
@@ -22,6 +22,7 @@ COMMANDS = {
     "doctor": "Say what this machine can do, and what keeps it from doing more.",
     "train": "Train the running model on Fashion-MNIST.",
     "scoreboard": "Print what was measured, from a ledger.",
+    "zoo": "Say which torchvision models go all the way to a served file.",
     "bench": "Print what the library itself costs, as interleaved ratios.",
     "record": "Measure what the project ships, for the committed evidence.",
 }
