@@ -132,7 +132,7 @@ class Provenance:
     instruction_sets: tuple[str, ...]
     threads: int
     python: str
-    libraries: dict[str, str]
+    libraries: dict[str, str]  # on a CUDA device also the versions of cuda, cudnn and driver
     commit: str | None
 
     def to_dict(self) -> dict[str, object]:
@@ -150,7 +150,7 @@ def provenance(device: torch.device | str | None = None) -> Provenance:
         instruction_sets=instruction_sets(),
         threads=torch.get_num_threads(),
         python=platform.python_version(),
-        libraries={name: metadata.version(name) for name in STAMPED_LIBRARIES},
+        libraries={name: metadata.version(name) for name in STAMPED_LIBRARIES} | _cuda_versions(device),
         commit=_commit(),
     )
 
@@ -169,6 +169,28 @@ def describe_device(device: torch.device) -> str:
     if device.type == "cuda":
         return f"cuda ({torch.cuda.get_device_name(device)})"
     return device.type
+
+
+def _cuda_versions(device: torch.device) -> dict[str, str]:
+    """Return what a GPU's speed depends on besides the Python packages: CUDA, cuDNN and driver, as far as known."""
+    if device.type != "cuda":
+        return {}
+    versions = {
+        "cuda": torch.version.cuda, "rocm": torch.version.hip,
+        "cudnn": torch.backends.cudnn.version(), "driver": _nvidia_driver(),
+    }  # fmt: skip
+    return {name: str(version) for name, version in versions.items() if version}
+
+
+@functools.cache
+def _nvidia_driver() -> str | None:
+    """Return the version of NVIDIA's driver as its own tool gives it; None where there is no such tool."""
+    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        answer = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return next(iter(answer.stdout.split()), None)
 
 
 @functools.cache
