@@ -9,8 +9,9 @@ PACKAGE = ROOT / "cookbook"
 
 # From the ground up: a module imports only from names before its own. `__init__` is the package's face.
 FLOORS = (
-    "errors", "files", "environment", "progress", "data", "models", "measure", "precision", "training",
-    "deploy", "evidence", "plots", "probe", "doctor", "execution", "notebooks", "course", "bench", "record", "__init__", "cli",
+    "errors", "files", "environment", "progress", "data", "models", "measure", "precision", "training", "distillation",
+    "deploy", "evidence", "throughput", "speed", "serving", "plots", "experiments", "probe", "doctor", "zoo",
+    "execution", "notebooks", "course", "bench", "record", "accelerator", "__init__", "cli",
 )  # fmt: skip
 
 
