@@ -17,6 +17,7 @@ from cookbook.files import atomic_path
 from cookbook.models import eval_mode
 
 INPUT_NAME, OUTPUT_NAME = "images", "logits"
+LARGEST_FILE = 2**31  # bytes of one protobuf message, which an ONNX file with its weights inside is
 TRACED, TRIED = 2, 3  # images: while exporting, and afterwards; torch.export takes a dimension of size 1 for a constant
 
 
@@ -67,8 +68,8 @@ def write_graph(graph: onnx.ModelProto, model: nn.Module, example: Tensor, path:
     """Strip, check and write what an exporter made of `model`, and try it at another batch size; atomically.
 
     Raises:
-        DeploymentError: the graph is not valid ONNX, has not one input and one output, or does not
-            take every batch.
+        DeploymentError: the graph is not valid ONNX, is too large for one file, has not one input and one
+            output, or does not take every batch.
     """
     name = type(model).__name__
     strip_metadata(graph)
@@ -81,6 +82,12 @@ def write_graph(graph: onnx.ModelProto, model: nn.Module, example: Tensor, path:
     for value in (*graph_values(graph.graph.input).values(), *outputs.values()):
         if value.shape and isinstance(value.shape[0], int):
             raise DeploymentError(_baked(name, f"the first size of {value} is fixed"))
+    weights = sum(len(tensor.raw_data) for tensor in graph.graph.initializer)
+    if weights >= LARGEST_FILE:
+        raise DeploymentError(
+            f"{name} has {weights / 2**30:.1f} GiB of weights, but one ONNX file holds less than {LARGEST_FILE / 2**30:.0f} GiB: "
+            "quantize the weights or split the model first."
+        )
     try:
         onnx.checker.check_model(graph)
     except onnx.checker.ValidationError as error:

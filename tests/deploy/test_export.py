@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import warnings
 from collections import namedtuple
@@ -159,6 +160,17 @@ def test_an_invalid_graph_is_refused(tmp_path: Path) -> None:
     graph = model([helper.make_node("NoSuchOperator", ["x0"], ["out"])], [], ["out"], ("batch", 1, 4, 4))
     words = "Flatten is not valid ONNX"
     refused(lambda module, example, path: write_graph(graph, module, example, path), nn.Flatten(), tmp_path, words)
+
+
+def test_a_model_too_large_for_one_file_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    linear = nn.Sequential(nn.Flatten(), nn.Linear(16, 8))
+    module = importlib.import_module("cookbook.deploy.export")  # the package's attribute of this name is the function
+    monkeypatch.setattr(module, "LARGEST_FILE", 4 * (16 * 8 + 8))
+    with pytest.raises(DeploymentError, match="one ONNX file holds less than"):
+        export(linear, EXAMPLE, tmp_path / "model.onnx")
+    assert list(tmp_path.iterdir()) == []
+    monkeypatch.undo()
+    assert export(linear, EXAMPLE, tmp_path / "model.onnx").is_file()
 
 
 def test_modes_come_back_and_a_training_output_is_no_obstacle(tmp_path: Path) -> None:

@@ -20,19 +20,25 @@ from cookbook.environment import OLDEST_TORCH, require_supported_torch
 from cookbook.errors import UsageError
 
 ROOT = Path(__file__).resolve().parents[2]
-DISTRIBUTIONS = {"PIL": "pillow", "rattler": "py-rattler", "yaml": "pyyaml", "zmq": "pyzmq"}  # where the names differ
-EXTRAS_OF = {"execution": "docs", "notebooks": "docs", "course": "docs"}  # modules that run lessons; the rest needs no extra
+DISTRIBUTIONS = {  # where the names differ
+    "PIL": "pillow", "ignite": "pytorch-ignite", "rattler": "py-rattler", "yaml": "pyyaml", "zmq": "pyzmq",
+}  # fmt: skip
+EXTRAS_OF = {  # or the dependency group; the rest of the package needs none
+    "execution.py": "docs", "notebooks.py": "docs", "course.py": "docs",
+    "deploy/openvino_format.py": "formats", "deploy/executorch_format.py": "mobile", "bench/peers.py": "peers",
+}  # fmt: skip
 
 
 @cache
-def project() -> dict[str, Any]:
-    """Return the [project] table of pyproject.toml."""
-    return tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+def pyproject() -> dict[str, Any]:
+    """Return pyproject.toml."""
+    return tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
 
 
 def requirements(*extras: str) -> dict[str, Requirement]:
-    """Return the dependencies, and those of the extras, by canonical name."""
-    lines = [*project()["dependencies"], *(line for extra in extras for line in project()["optional-dependencies"][extra])]
+    """Return the dependencies, and those of the extras and groups, by canonical name."""
+    optional = {**pyproject()["project"]["optional-dependencies"], **pyproject()["dependency-groups"]}
+    lines = [*pyproject()["project"]["dependencies"], *(line for extra in extras for line in optional[extra])]
     return {canonicalize_name(Requirement(line).name): Requirement(line) for line in lines}
 
 
@@ -49,7 +55,7 @@ def test_every_dependency_is_locked_within_its_bounds() -> None:
         (pin,) = requirement.specifier
         assert pin.operator == "=="
         pins.setdefault(canonicalize_name(requirement.name), []).append(pin.version)
-    for name, requirement in requirements("lessons", "docs", "test").items():
+    for name, requirement in requirements("lessons", "docs", "formats", "test").items():
         assert pins.get(name), f"{name} is not in requirements.lock: run 'make lock'"
         assert all(requirement.specifier.contains(version) for version in pins[name]), f"{name} is locked outside its bounds"
     assert pins.get("setuptools"), "the editable installation without build isolation needs setuptools"
@@ -70,7 +76,7 @@ def test_the_lock_holds_no_address_and_no_option() -> None:
 
 
 def test_every_bound_is_a_lower_bound() -> None:
-    for name, requirement in requirements("lessons", "docs", "test").items():
+    for name, requirement in requirements("lessons", "docs", "formats", "test", "mobile", "peers").items():
         assert [clause.operator for clause in requirement.specifier] == [">="], name
 
 
@@ -89,7 +95,7 @@ def imported_distributions(path: Path) -> set[str]:
 
 @pytest.mark.parametrize("path", sorted((ROOT / "cookbook").rglob("*.py")), ids=lambda path: str(path.relative_to(ROOT)))
 def test_the_package_imports_only_what_it_declares(path: Path) -> None:
-    part = path.relative_to(ROOT / "cookbook").parts[0].removesuffix(".py")
+    part = path.relative_to(ROOT / "cookbook").as_posix()
     extras = [EXTRAS_OF[part]] if part in EXTRAS_OF else []
     assert imported_distributions(path) - requirements(*extras).keys() == set()
 
