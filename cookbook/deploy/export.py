@@ -85,8 +85,8 @@ def write_graph(graph: onnx.ModelProto, model: nn.Module, example: Tensor, path:
     weights = sum(len(tensor.raw_data) for tensor in graph.graph.initializer)
     if weights >= LARGEST_FILE:
         raise DeploymentError(
-            f"{name} has {weights / 2**30:.1f} GiB of weights, but one ONNX file holds less than {LARGEST_FILE / 2**30:.0f} GiB: "
-            "quantize the weights or split the model first."
+            f"{name} has {weights / 2**30:.1f} GiB of weights, but one ONNX file holds less than "
+            f"{LARGEST_FILE / 2**30:.0f} GiB: quantize the weights or split the model first."
         )
     try:
         onnx.checker.check_model(graph)
