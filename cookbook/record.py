@@ -12,7 +12,6 @@ from cookbook.deploy import Runtime, export
 from cookbook.environment import current_profile
 from cookbook.errors import EvidenceError, UsageError
 from cookbook.evidence import Ledger, Measurement, scoreboard
-from cookbook.evidence.rows import Rows
 from cookbook.files import atomic_path, data_directory
 from cookbook.measure import Candidate, count_macs, count_parameters, measure_candidates
 from cookbook.models import load
@@ -54,13 +53,8 @@ def record_baseline(ledger: Ledger, *, threads: int = 1, rounds: int = 30) -> li
 
 
 def numbers_block(ledger: Ledger) -> str:
-    """Return what stands between the README's markers: the scoreboard of the full profile as Markdown.
-
-    Rows without accuracy or latency, such as those on the speed of training, belong to their lessons' own tables.
-    """
-    recorded = ledger.measurements(profile="full")
-    rows = Rows((row for row in recorded if row.correct is not None and row.latency), recorded.skipped)
-    return f"{scoreboard(rows).to_markdown()}\n"
+    """Return what stands between the README's markers: the scoreboard of the full profile as Markdown."""
+    return f"{scoreboard(ledger.measurements(profile='full')).to_markdown()}\n"
 
 
 def write_numbers(readme: Path, ledger: Ledger) -> None:

@@ -109,6 +109,7 @@ def scoreboard(
 ) -> Table:
     """Compare candidates in every dimension; of repeated measurements the newest counts.
 
+    Rows that hold nothing but the time of a training step belong to another table and are left out.
     Accuracy comes with Wilson's 95 % interval. Latency is a ratio to the baseline's (above 1 is
     faster) with its bootstrap interval, and the median in milliseconds; a ratio appears only where
     both were timed in turns within one run.
@@ -122,7 +123,8 @@ def scoreboard(
     Raises:
         UsageError: `baseline` is not among the rows.
     """
-    rows = latest(measurements)
+    newest = latest(measurements)
+    rows = Rows((row for row in newest if not _is_training_step(row)), newest.skipped)
     if not rows and baseline is None:
         return Table(("subject",), (), _notes(skipped_note(rows.skipped), "Nothing was measured yet."), "Scoreboard")
     reference = _find(rows, baseline)
@@ -185,6 +187,10 @@ def together(one: Measurement, other: Measurement) -> bool:
     """Say whether two measurements were taken in one run: the same lesson, machine and second."""
     runs = [(row.recorded, row.lesson, row.provenance.processor) for row in (one, other)]
     return runs[0] == runs[1]
+
+
+def _is_training_step(row: Measurement) -> bool:
+    return row.step_seconds is not None and row.correct is None and not row.latency
 
 
 def _machine(row: Measurement) -> str:

@@ -190,22 +190,20 @@ Table(columns, rows, title="Simplification, before and after")
 # optimizer brings over a simplifier behind it.
 
 # %%
-def gain(exporter):
-    return speedup(timings["pruned", exporter, "as exported"], timings["pruned", exporter, "onnxslim"])
-
-
-simplified = {exporter: gain(exporter) for exporter in exporters}
+simplified = {name: speedup(timings["pruned", name, "as exported"], timings["pruned", name, "onnxslim"]) for name in exporters}
 by_exporter = speedup(timings["pruned", "unoptimized", "onnxslim"], timings["pruned", "default", "as exported"])
-values = {"exporter_ratio": by_exporter.value}
-values |= {f"latency_ratio_{exporter}": ratio.value for exporter, ratio in simplified.items() if exporter != "default"}
-for end in ("value", "low", "high"):
-    values["latency_ratio" + f"_{end}" * (end != "value")] = getattr(simplified["default"], end)
-for exporter in exporters:
-    done = results["pruned", exporter, "onnxslim"]
-    values |= {f"nodes_{exporter}_before": done.nodes_before, f"nodes_{exporter}_after": done.nodes_after}
+ratio, done = simplified["default"], {name: results["pruned", name, "onnxslim"] for name in exporters}
+values = {
+    "latency_ratio": ratio.value, "latency_ratio_low": ratio.low, "latency_ratio_high": ratio.high,
+    "latency_ratio_unoptimized": simplified["unoptimized"].value, "latency_ratio_legacy": simplified["legacy"].value,
+    "nodes_default_before": done["default"].nodes_before, "nodes_default_after": done["default"].nodes_after,
+    "nodes_unoptimized_before": done["unoptimized"].nodes_before, "nodes_unoptimized_after": done["unoptimized"].nodes_after,
+    "nodes_legacy_before": done["legacy"].nodes_before, "nodes_legacy_after": done["legacy"].nodes_after,
+    "exporter_ratio": by_exporter.value,
+}
 ledger = Ledger.local()
 ledger.append(ClaimEvidence(claim="export-01", lesson="07", values=values))
-print(", ".join(f"{exporter} {ratio}" for exporter, ratio in simplified.items()), "| exporter's optimizer", by_exporter)
+print(", ".join(f"{name} {found}" for name, found in simplified.items()), "| exporter's optimizer", by_exporter)
 
 # %% [markdown]
 # What holds on every machine. Expect `True` twice: pruning left the graph as it was, and simplification its answers.
