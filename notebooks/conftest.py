@@ -1,10 +1,13 @@
-"""After a failing cell, skip the rest of its notebook: what follows fails for the same reason."""
+"""Lessons are compared without progress bars; after a failing cell, what follows is skipped, as it fails for the same reason."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 
 import pytest
+
+os.environ["COOKBOOK_PROGRESS"] = "off"  # the kernels inherit it: a bar is output, which nbval would compare
 
 BROKEN = pytest.StashKey[str]()
 

@@ -83,7 +83,8 @@ def test_a_change_of_speed_is_no_change_of_the_result(change: SpeedChange, facto
         if bitwise:
             assert torch.equal(one, other)
         else:
-            torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+            # another order of summation rounds differently, with the number of threads too, and BatchNorm carries it on
+            torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
 
 
 def test_changes_of_the_arithmetic_change_the_weights() -> None:
