@@ -1,4 +1,4 @@
-"""Lessons are compared without progress bars; after a failing cell, what follows is skipped, as it fails for the same reason."""
+"""Lessons are compared without progress bars; after a failing cell the rest is skipped, since it fails for the same reason."""
 
 from __future__ import annotations
 
