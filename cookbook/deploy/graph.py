@@ -13,6 +13,7 @@ from typing import NamedTuple
 import onnx
 
 from cookbook.errors import DeploymentError
+from cookbook.measure.size import read_onnx
 
 DEFAULT_DOMAINS = ("", "ai.onnx")
 
@@ -95,14 +96,7 @@ def read_graph(path: str | os.PathLike[str], *, weights: bool = False) -> onnx.M
     path = Path(path)
     if not path.is_file():
         raise DeploymentError(f"{path} does not exist: export the model first.")
-    damaged = f"{path} is not a readable ONNX model: export it again."
-    try:
-        model = onnx.load(path, load_external_data=weights)
-    except Exception as error:  # protobuf raises its own types, which it does not annotate
-        raise DeploymentError(damaged) from error
-    if not model.ir_version:  # an empty file, and many another, parses as a model without any field
-        raise DeploymentError(damaged)
-    return model
+    return read_onnx(path, weights=weights)
 
 
 def nodes_of(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:

@@ -48,14 +48,28 @@ def _files(path: Path) -> Iterator[Path]:
             yield side_file
 
 
-def _side_files(path: Path) -> set[Path]:
+def read_onnx(path: Path, *, weights: bool = False) -> onnx.ModelProto:
+    """Return the model in an ONNX file.
+
+    Args:
+        path: a file that exists.
+        weights: read side files with external data too.
+
+    Raises:
+        DeploymentError: the file is not readable as ONNX.
+    """
     damaged = f"{path} is not a readable ONNX model: export it again."
     try:
-        model = onnx.load(path, load_external_data=False)
+        model = onnx.load(path, load_external_data=weights)
     except Exception as error:  # protobuf raises its own types, which it does not annotate
         raise DeploymentError(damaged) from error
     if not model.ir_version:  # an empty file, and many another, parses as a model without any field
         raise DeploymentError(damaged)
+    return model
+
+
+def _side_files(path: Path) -> set[Path]:
+    model = read_onnx(path)
     tensors = list(_graph_tensors(model.graph))
     for function in model.functions:
         for node in function.node:
