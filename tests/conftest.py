@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import pytest
 
 from cookbook.data import Splits, load_fashion_mnist
+from cookbook.measure import pinned_threads
 
 if TYPE_CHECKING:
     from cookbook.zoo import ZooRow
@@ -18,6 +20,13 @@ ZOO_ROWS = pytest.StashKey["list[ZooRow]"]()
 def fashion_mnist() -> Splits:
     """Return the whole of Fashion-MNIST, read once for all tests."""
     return load_fashion_mnist()
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Sums are taken in one order whatever the machine."""
+    with pinned_threads(1):
+        yield
 
 
 @pytest.fixture(scope="session")

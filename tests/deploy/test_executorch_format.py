@@ -13,20 +13,9 @@ from torch import Tensor, nn
 from cookbook.deploy import parity
 from cookbook.deploy.executorch_format import ExecutorchRuntime, export_executorch
 from cookbook.errors import DeploymentError, UsageError
-from cookbook.models import ResNetConfig, build
 
 needed = pytest.mark.skipif(find_spec("executorch") is None, reason="ExecuTorch is not installed: pip install executorch")
 LARGEST = 8  # as many as there are channels in the second stage below, which is what lowering stumbles over
-
-
-@pytest.fixture(scope="module")
-def model() -> nn.Module:
-    """Return a small ResNet whose BatchNorm statistics are not the initial ones."""
-    torch.manual_seed(0)
-    resnet = build(ResNetConfig(depth=8, width=4))
-    with torch.no_grad():
-        resnet(torch.randn(32, 1, 28, 28))
-    return resnet.eval()
 
 
 @pytest.fixture(scope="module")

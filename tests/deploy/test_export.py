@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import re
 import warnings
 from collections import namedtuple
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import onnx
@@ -94,11 +96,11 @@ def marked_line(model: nn.Module) -> str:
     return f"{__file__}:{number}"
 
 
-def refused(exporter: Exporter, model: nn.Module, folder: Path, words: str) -> str:
+def refused(exporter: Exporter, model: nn.Module, folder: Path) -> str:
     """Export over an older file, and return the sentence of the refusal."""
     target = folder / "model.onnx"
     target.write_bytes(b"older file")
-    with pytest.raises(DeploymentError, match=words) as error:
+    with pytest.raises(DeploymentError) as error:
         exporter(model, EXAMPLE, target)
     assert "\n" not in str(error.value)
     assert target.read_bytes() == b"older file"
@@ -107,20 +109,26 @@ def refused(exporter: Exporter, model: nn.Module, folder: Path, words: str) -> s
 
 
 def test_a_branch_on_values_is_told_with_its_line(tmp_path: Path) -> None:
-    assert marked_line(Branch()) in refused(export, Branch(), tmp_path, "Branch cannot be exported because of")
+    said = refused(export, Branch(), tmp_path)
+    assert "Branch cannot be exported because of" in said
+    assert marked_line(Branch()) in said
 
 
 @pytest.mark.parametrize("exporter", [export, export_legacy])
 def test_an_operator_that_onnx_lacks_is_named(tmp_path: Path, exporter: Exporter) -> None:
-    refused(exporter, NoKernel(), tmp_path, r"NoKernel cannot be exported.* because of the operator aten(\.|::)linalg_eig")
+    said = refused(exporter, NoKernel(), tmp_path)
+    assert re.search(r"NoKernel cannot be exported.* because of the operator aten(\.|::)linalg_eig", said)
 
 
 @pytest.mark.parametrize("exporter", [export, export_legacy])
 def test_a_model_that_does_not_even_run_is_told_with_its_line(tmp_path: Path, exporter: Exporter) -> None:
-    words = r"Broken does not run on torch\.float32 images of shape \(3, 1, 4, 4\) on cpu"
-    assert marked_line(Broken()) in refused(exporter, Broken(), tmp_path, words)
+    said = refused(exporter, Broken(), tmp_path)
+    assert "Broken does not run on torch.float32 images of shape (3, 1, 4, 4) on cpu" in said
+    assert marked_line(Broken()) in said
     # the model's innermost line, neither the caller's nor torch's
-    assert marked_line(Inner()) in refused(exporter, Outer(), tmp_path, "Outer does not run")
+    said = refused(exporter, Outer(), tmp_path)
+    assert "Outer does not run" in said
+    assert marked_line(Inner()) in said
 
 
 @pytest.mark.parametrize("exporter", [export, export_legacy])
@@ -129,11 +137,11 @@ def test_a_model_that_does_not_even_run_is_told_with_its_line(tmp_path: Path, ex
     [(BakedShape(), r"does not keep the batch as its first dimension \(3 images give"), (Two(), "1 inputs and 2 outputs")],
 )
 def test_another_shape_of_answer_is_refused(tmp_path: Path, exporter: Exporter, model: nn.Module, words: str) -> None:
-    refused(exporter, model, tmp_path, words)
+    assert re.search(words, refused(exporter, model, tmp_path))
 
 
 def test_a_branch_on_the_batch_is_refused(tmp_path: Path) -> None:
-    refused(export, BakedBranch(), tmp_path, r"it fixes the batch size, so look for .* x\.shape\[0\]")
+    assert re.search(r"it fixes the batch size, so look for .* x\.shape\[0\]", refused(export, BakedBranch(), tmp_path))
 
 
 @pytest.mark.parametrize(
@@ -145,7 +153,7 @@ def test_a_graph_that_holds_for_one_batch_is_found_by_running_it(tmp_path: Path,
     weights = [constant("shape", shape, "i8"), constant("w", torch.ones(48 if shape[0] == 1 else 16, 16).numpy(), "f4")]
     graph = model(nodes, weights, ["out"], ("batch", 1, 4, 4))
     graph.graph.output[0].CopyFrom(helper.make_tensor_value_info("out", onnx.TensorProto.FLOAT, ("batch", 16)))
-    refused(lambda module, example, path: write_graph(graph, module, example, path), nn.Flatten(), tmp_path, words)
+    assert re.search(words, refused(partial(write_graph, graph), nn.Flatten(), tmp_path))
 
 
 @pytest.mark.parametrize("end", ["input", "output"])
@@ -153,13 +161,12 @@ def test_a_graph_with_a_fixed_batch_is_refused(tmp_path: Path, end: str) -> None
     graph = model([helper.make_node("Flatten", ["x0"], ["out"])], [], ["out"], ("batch", 1, 4, 4))
     graph.graph.output[0].CopyFrom(helper.make_tensor_value_info("out", onnx.TensorProto.FLOAT, ("batch", 16)))
     getattr(graph.graph, end)[0].type.tensor_type.shape.dim[0].dim_value = 3
-    refused(lambda module, example, path: write_graph(graph, module, example, path), nn.Flatten(), tmp_path, "is fixed")
+    assert "is fixed" in refused(partial(write_graph, graph), nn.Flatten(), tmp_path)
 
 
 def test_an_invalid_graph_is_refused(tmp_path: Path) -> None:
     graph = model([helper.make_node("NoSuchOperator", ["x0"], ["out"])], [], ["out"], ("batch", 1, 4, 4))
-    words = "Flatten is not valid ONNX"
-    refused(lambda module, example, path: write_graph(graph, module, example, path), nn.Flatten(), tmp_path, words)
+    assert "Flatten is not valid ONNX" in refused(partial(write_graph, graph), nn.Flatten(), tmp_path)
 
 
 def test_a_model_too_large_for_one_file_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,28 +14,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from cookbook.deploy import export, openvino_format, parity
+from cookbook.deploy import openvino_format, parity
 from cookbook.deploy.openvino_format import OpenVinoRuntime, export_openvino
 from cookbook.errors import DeploymentError, UsageError
 from cookbook.measure import bytes_on_disk
-from cookbook.models import ResNetConfig, build
 
 pytestmark = pytest.mark.skipif(find_spec("openvino") is None, reason="OpenVINO is not installed: pip install openvino")
-
-
-@pytest.fixture(scope="module")
-def model() -> nn.Module:
-    """Return a small ResNet whose BatchNorm statistics are not the initial ones."""
-    torch.manual_seed(0)
-    resnet = build(ResNetConfig(depth=8, width=4))
-    with torch.no_grad():
-        resnet(torch.randn(32, 1, 28, 28))
-    return resnet.eval()
-
-
-@pytest.fixture(scope="module")
-def exported(model: nn.Module, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return export(model, torch.randn(1, 1, 28, 28), tmp_path_factory.mktemp("export") / "resnet.onnx")
 
 
 @pytest.fixture(scope="module")

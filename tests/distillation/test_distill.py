@@ -38,13 +38,7 @@ RELATIONAL = Feature(student="4", teacher="4", loss="relational", weight=1.0)
 IMAGES, LABELS = small_split(12).normalized(), small_split(12).labels
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Sums are taken in one order whatever the machine."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def trained(teacher: nn.Module | None = None, recipe: Recipe = RECIPE, seed: int = 0, **settings: Any) -> dict[str, Tensor]:

@@ -21,13 +21,7 @@ from cookbook.training import Recipe, build_optimizer, evaluate, fit
 FULL = Recipe(epochs=2, learning_rate=0.05, accumulate=2, clip_norm=0.5, ema_decay=0.8, label_smoothing=0.1, seed=4)
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Sums are taken in one order whatever the machine."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def assert_same(one: nn.Module, other: nn.Module) -> None:

@@ -18,14 +18,7 @@ from cookbook.data import ResidentLoader
 from cookbook.errors import CheckpointError
 from cookbook.training import CrossEntropy, Recipe, fit
 
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Sums are taken in one order whatever the machine."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def undisturbed(recipe: Recipe = RICH_RECIPE) -> dict[str, Tensor]:
