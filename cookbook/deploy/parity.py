@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from cookbook.errors import UsageError
 from cookbook.models import eval_mode
 
+OUT_OF_RANGE = ("ten times", "shifted")  # the kinds of images that no training prepares a network for
+
 
 @dataclass(frozen=True)
 class Parity:
@@ -19,12 +21,15 @@ class Parity:
 
     Attributes:
         largest: maximum absolute difference of logits, in units of the reference's standard deviation.
+        typical: the median over the images of each one's largest difference, in the same unit; one image on
+            which a network amplifies rounding moves it little, a file that computes something else moves it.
         mean: mean absolute difference in the same unit.
         agreement: share of images with the same predicted class, 0 to 1.
         images: images compared.
     """
 
     largest: float
+    typical: float
     mean: float
     agreement: float
     images: int
@@ -131,4 +136,5 @@ def compare(reference: Tensor, deployed: Tensor) -> Parity:
     scale = reference.std(correction=0).clamp_min(torch.finfo(torch.float32).tiny)
     difference = (deployed - reference).abs() / scale
     agreement = (deployed.argmax(1) == reference.argmax(1)).double().mean()
-    return Parity(difference.max().item(), difference.mean().item(), agreement.item(), len(reference))
+    typical = difference.flatten(1).amax(1).quantile(0.5)
+    return Parity(difference.max().item(), typical.item(), difference.mean().item(), agreement.item(), len(reference))

@@ -79,11 +79,20 @@ def test_the_seed_draws_the_noise(model: nn.Module) -> None:
 
 
 def test_the_worst_and_the_agreement_weigh_cases_rightly() -> None:
-    cases = {"a": Parity(0.5, 0.1, 1.0, 1), "b": Parity(0.2, 0.1, 0.5, 3)}
+    cases = {"a": Parity(0.5, 0.5, 0.1, 1.0, 1), "b": Parity(0.2, 0.2, 0.1, 0.5, 3)}
     assert ParityReport(cases).worst is cases["a"]
     assert ParityReport(cases).agreement == pytest.approx((1 + 1.5) / 4)
-    cases["c"] = Parity(math.nan, math.nan, 0.0, 1)
+    cases["c"] = Parity(math.nan, math.nan, math.nan, 0.0, 1)
     assert ParityReport(cases).worst is cases["c"]
+
+
+def test_the_typical_difference_is_that_of_the_median_image() -> None:
+    reference = torch.tensor([[1.0, -1.0]] * 4)  # of standard deviation 1
+    off = torch.tensor([[0.0, 0.1], [3.0, 0.0], [0.3, 0.2], [0.0, 0.0]])
+    found = compare(reference, reference + off)
+    assert found.typical == pytest.approx(0.2)
+    assert found.largest == pytest.approx(3.0) and found.mean == pytest.approx(3.6 / 8)
+    assert math.isnan(compare(reference, reference + off.index_fill(0, torch.tensor(3), math.nan)).typical)
 
 
 def test_wrong_arguments(model: nn.Module) -> None:
