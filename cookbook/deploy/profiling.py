@@ -79,7 +79,7 @@ class Profile:
         for row in self.operators:
             milliseconds = f"{1e3 * row.seconds:.3f}"
             lines.append(f"{row.operator:<{width}}  {row.precision:<5}  {row.count:>5}  {milliseconds:>8}  {row.share:>6.1%}")
-        return "\n".join([*lines, f"mean of {self.runs} runs of {self.batch} images, {self.threads} threads"])
+        return "\n".join([*lines, f"mean of {self.runs} runs; batch size {self.batch}, threads: {self.threads}"])
 
 
 def profile(

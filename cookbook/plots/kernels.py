@@ -54,7 +54,7 @@ def kernel_figure(profile: Profile, *, theme: Theme = "light") -> Picture:
     with matplotlib.rc_context(style(theme)):
         picture, axes = new_picture(_time_finding(profile), theme=theme, size=_size(len(names)))
         _bars(axes, names, values, looks, labels)
-        axes.set_xlabel(f"ms in operators, mean of {profile.runs} runs of {profile.batch} images, {profile.threads} threads")
+        axes.set_xlabel(f"ms in operators, mean of {profile.runs} runs; batch size {profile.batch}, threads: {profile.threads}")
         present = [kind for kind in LOOKS if any(row.precision == kind for row in rows)]
         handles = [Patch(facecolor=LOOKS[kind][0], hatch=LOOKS[kind][1], label=MEANINGS[kind]) for kind in present]
         axes.legend(handles=handles, loc="lower right")

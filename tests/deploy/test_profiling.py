@@ -36,7 +36,7 @@ def test_every_node_that_runs_is_counted(path: Path) -> None:
     precisions = {row.operator: row.precision for row in result.operators}
     assert precisions["QLinearConv"] == "int8"
     assert precisions["QuantizeLinear"] == precisions["DequantizeLinear"] == "other"
-    assert "mean of 4 runs of 3 images, 1 threads" in str(result)
+    assert "mean of 4 runs; batch size 3, threads: 1" in str(result)
 
 
 def event(name: str, start: int, duration: int, operator: str = "", kind: str = "") -> dict[str, Any]:

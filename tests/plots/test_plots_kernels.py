@@ -40,7 +40,7 @@ def test_bars_are_as_long_as_the_times() -> None:
     assert [label.get_text() for label in axes.get_yticklabels()] == ["Op0 ×1", "Op1 ×2", "Op2 ×3"]
     assert len({(bar.get_facecolor(), bar.get_hatch()) for bar in bars(axes)}) == 3
     assert picture.finding == ("model.onnx: Op0 takes 50% of the 2 ms in operators; kernels on int8 take 50%, on floats 33%.")
-    assert "mean of 10 runs of 4 images, 1 threads" in axes.get_xlabel()
+    assert "mean of 10 runs; batch size 4, threads: 1" in axes.get_xlabel()
 
 
 def test_many_rows_are_summed_up() -> None:
