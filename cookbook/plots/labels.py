@@ -13,7 +13,8 @@ from matplotlib.transforms import Bbox
 
 Point = tuple[float, float]
 
-DISTANCES = (3.0, 8.0, 16.0, 28.0, 44.0, 64.0, 90.0, 120.0, 150.0)  # typographic points from the marker's edge, tried in this order
+# typographic points from the marker's edge, tried in this order
+DISTANCES = (3.0, 8.0, 16.0, 28.0, 44.0, 64.0, 90.0, 120.0, 150.0)
 DIRECTIONS = ((1, 0), (0, 1), (0, -1), (-1, 0), (1, 1), (1, -1), (-1, 1), (-1, -1))
 ALIGN_X = {1: "left", 0: "center", -1: "right"}
 ALIGN_Y = {1: "bottom", 0: "center", -1: "top"}
