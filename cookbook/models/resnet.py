@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -23,12 +24,15 @@ class ResNetConfig:
         stem_stride: 2 halves the resolution in the first convolution.
         stem: channels of the first convolution; None: `width`.
         inner: channels between the two convolutions of each block, one number a block; None: those
-            of the block's stage. A pruned network is described by `stem`, `inner` and `outer`.
+            of the block's stage. A pruned network is described by `stem`, `inner`, `outer`
+            and `projections`.
         outer: channels that leave each block, one number a block; None: those of the stage.
+        projections: whether a block's shortcut is a convolution, one truth value a block; None: where the
+            shape changes.
 
     Raises:
-        UsageError: a size is no whole number of at least 1, the depth is not 6·n + 2, or a tuple has
-            not one number a block.
+        UsageError: a size is no whole number of at least 1, the depth is not 6·n + 2, a tuple has not
+            one entry a block, or a block that changes the shape has no projection.
     """
 
     depth: int = 20
@@ -39,6 +43,7 @@ class ResNetConfig:
     stem: int | None = None
     inner: tuple[int, ...] | None = None
     outer: tuple[int, ...] | None = None
+    projections: tuple[bool, ...] | None = None
 
     def __post_init__(self) -> None:
         require_sizes(
@@ -56,6 +61,13 @@ class ResNetConfig:
             if len(channels) != self.blocks:
                 raise UsageError(f"{name} names {len(channels)} blocks, but depth {self.depth} has {self.blocks}.")
             require_sizes(**{name: channels})
+        if self.projections is not None:
+            object.__setattr__(self, "projections", tuple(map(bool, self.projections)))
+            if len(self.projections) != self.blocks or any(map(int.__lt__, self.projections, projects(self))):
+                raise UsageError(
+                    f"projections is {self.projections}: give one truth value for each of the {self.blocks} blocks, "
+                    "and True where the shape changes."
+                )
 
     @property
     def blocks(self) -> int:
@@ -78,17 +90,26 @@ class ResNetConfig:
         return self.outer or self.stage_channels
 
 
-class ResidualBlock(nn.Module):
-    """Two 3×3 convolutions with BatchNorm, added to a shortcut."""
+def projects(config: ResNetConfig) -> tuple[bool, ...]:
+    """Return for each block whether it changes resolution or channels, so that its shortcut must be a convolution."""
+    channels = (config.stem or config.width, *config.outer_channels)
+    per_stage = config.blocks // 3
+    return tuple(
+        number in (per_stage, 2 * per_stage) or before != after for number, (before, after) in enumerate(pairwise(channels))
+    )
 
-    def __init__(self, in_channels: int, inner: int, out_channels: int, stride: int) -> None:
+
+class ResidualBlock(nn.Module):
+    """Two 3×3 convolutions with BatchNorm, added to a shortcut, which is a convolution where `project` says so."""
+
+    def __init__(self, in_channels: int, inner: int, out_channels: int, stride: int, project: bool) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(in_channels, inner, 3, stride, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(inner)
         self.conv2 = nn.Conv2d(inner, out_channels, 3, 1, 1, bias=False)
         self.bn2 = nn.BatchNorm2d(out_channels)
         self.shortcut: nn.Module = nn.Identity()
-        if stride != 1 or in_channels != out_channels:
+        if project:
             self.shortcut = nn.Sequential(
                 nn.Conv2d(in_channels, out_channels, 1, stride, bias=False), nn.BatchNorm2d(out_channels)
             )
@@ -114,9 +135,10 @@ class ResNet(nn.Module):
             nn.Conv2d(config.in_channels, stem, 3, config.stem_stride, 1, bias=False), nn.BatchNorm2d(stem), nn.ReLU()
         )
         blocks, channels, per_stage = [], stem, config.blocks // 3
-        for number, (inner, outer) in enumerate(zip(config.inner_channels, config.outer_channels, strict=True)):
+        shapes = zip(config.inner_channels, config.outer_channels, config.projections or projects(config), strict=True)
+        for number, (inner, outer, project) in enumerate(shapes):
             stride = 2 if number in (per_stage, 2 * per_stage) else 1
-            blocks.append(ResidualBlock(channels, inner, outer, stride))
+            blocks.append(ResidualBlock(channels, inner, outer, stride, project))
             channels = outer
         self.blocks = nn.Sequential(*blocks)
         self.pool = nn.AdaptiveAvgPool2d(1)

@@ -12,6 +12,7 @@ from torch import nn
 
 from cookbook.errors import UsageError
 from cookbook.models.sizes import require_sizes
+from cookbook.models.widths import resize
 
 # "pretrained" is the older spelling of "weights", which torchvision still accepts and would download
 DECIDED_HERE = ("weights", "weights_backbone", "pretrained", "pretrained_backbone", "progress", "num_classes", "aux_logits")
@@ -28,16 +29,19 @@ class TorchvisionConfig:
         in_channels: other than 3 gives the first convolution new weights for that many channels.
         arguments: further keyword arguments of the model's builder, such as
             ``{"image_size": 32}`` for ``vit_b_16``; kept as a sorted tuple of pairs of plain values.
+        widths: sizes of the layers of a pruned model, by names as `layer_sizes` has them; kept as a sorted
+            tuple of pairs.
 
     Raises:
-        UsageError: the name is no classifier of torchvision, or an argument cannot be stored or is
-            decided by the other attributes.
+        UsageError: the name is no classifier of torchvision, an argument cannot be stored or is
+            decided by the other attributes, or the widths are no pairs of a name and a number.
     """
 
     name: str
     classes: int = 1000
     in_channels: int = 3
     arguments: Mapping[str, Any] | tuple[tuple[str, Any], ...] = ()
+    widths: Mapping[str, int] | tuple[tuple[str, int], ...] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "name", str(self.name).lower())
@@ -55,16 +59,21 @@ class TorchvisionConfig:
                     f"arguments sets {word!r}, which the cookbook decides: leave it out of {self.name}'s arguments."
                 )
         object.__setattr__(self, "arguments", tuple(sorted(arguments.items())))
+        try:
+            widths = {str(key): _plain(value) for key, value in dict(self.widths).items()}
+        except (TypeError, ValueError) as error:
+            raise UsageError(f"widths is {self.widths!r}: use a dictionary of sizes by their names ({error}).") from error
+        object.__setattr__(self, "widths", tuple(sorted(widths.items())))
 
 
 def build_torchvision(config: TorchvisionConfig) -> nn.Module:
     """Return the freshly initialized model; nothing is downloaded, and its forward returns one tensor of logits.
 
     The model's attribute `config` rebuilds it. A first convolution for other than 3 channels has
-    torch's default initialization.
+    torch's default initialization; layers with widths of their own start as `resize` leaves them.
 
     Raises:
-        UsageError: the builder refuses the arguments.
+        UsageError: the builder refuses the arguments, or a width does not fit the model.
     """
     arguments = dict(config.arguments)
     if config.name in WITH_AUXILIARY_HEADS:
@@ -78,6 +87,7 @@ def build_torchvision(config: TorchvisionConfig) -> nn.Module:
         first.in_channels = config.in_channels
         first.weight = nn.Parameter(first.weight.new_empty((first.out_channels, config.in_channels, *first.kernel_size)))
         first.reset_parameters()
+    resize(model, dict(config.widths))
     model.config = config  # type: ignore[assignment]
     return model
 

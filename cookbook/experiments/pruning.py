@@ -1,0 +1,237 @@
+"""The long experiment behind prune-02 to prune-04, in trainings that can be interrupted (lesson 04).
+
+    COOKBOOK_PROFILE=full python -m cookbook.experiments.pruning --jobs 2
+    python -m cookbook.experiments.pruning --rehearse     a miniature in the quick profile: is everything in place?
+
+First the baseline is cut to a half and a third of its measured latency; a sensitivity scan and the criteria compete on
+validation before anything is trained. Small networks then show what criteria and fine-tuning are worth over seeds. The
+cut baselines, and what Torch-Pruning's defaults leave at the same multiply-accumulates, are fine-tuned alike, distilled from
+the unpruned model; the controls see hard labels alone, train the cut shape from scratch for the same total
+of epochs, and train a narrower network of equal latency. Stages whose networks lie in the folder are
+skipped; the same command resumes after any interruption. Timing wants a machine that does nothing else.
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import signal
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import fmean
+from types import FrameType
+from typing import Any
+
+import torch
+from torch import nn
+
+from cookbook.data import ResidentLoader
+from cookbook.deploy import Runtime, export
+from cookbook.environment import current_profile
+from cookbook.errors import CookbookError, UsageError
+from cookbook.evidence import ClaimEvidence, Ledger, Table
+from cookbook.experiments.pruning_networks import Experiment, Task
+from cookbook.experiments.pruning_plan import Plan, plan_of
+from cookbook.files import cache_directory, data_directory
+from cookbook.measure import (
+    SeedComparison,
+    Timing,
+    compare_seeds,
+    count_macs,
+    count_parameters,
+    measure_candidates,
+    speedup,
+)
+from cookbook.pruning import MACs, prune
+from cookbook.training import evaluate
+
+LESSON = "04"
+STAGES = ("small", "small-tuned", "baseline", "controls")
+
+
+def train_all(experiment: Experiment, baseline: Path, stage: str, jobs: int, threads: int) -> None:
+    """Train every network of a stage that is missing, in `jobs` processes that share the list.
+
+    Args:
+        experiment: what is trained.
+        baseline: its file, from which each process makes an experiment of its own.
+        stage: one of `STAGES`.
+        jobs: processes at a time.
+        threads: CPU threads of each.
+
+    Raises:
+        CookbookError: a process failed; what was finished is kept.
+    """
+    left = [task for task in experiment.tasks(stage) if not experiment.file(task).exists()]
+    context = multiprocessing.get_context("spawn")  # a fork after torch has computed in threads can hang
+    turn = context.Value("i", 0)
+    arguments = (experiment.plan, baseline, experiment.folder.parent, left, threads, turn)
+    workers = [context.Process(target=_work, args=arguments, daemon=True) for _ in range(min(jobs, len(left)))]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    failed = [worker for worker in workers if worker.exitcode]
+    if failed:
+        raise CookbookError(
+            f"{len(failed)} of {len(workers)} processes stopped early: the same command goes on where they were."
+        )
+
+
+def _work(plan: Plan, baseline: Path, folder: Path, tasks: list[Task], threads: int, turn: Any) -> None:
+    """Train the next network that nobody has taken, until there is none."""
+    torch.set_num_threads(threads)
+    experiment = Experiment(plan, baseline, folder)
+    while True:
+        with turn.get_lock():
+            number, turn.value = turn.value, turn.value + 1
+        if number >= len(tasks):
+            return
+        experiment.train(tasks[number])
+
+
+def record(experiment: Experiment, ledger: Ledger, *, threads: int = 1, rounds: int = 30) -> Table:
+    """Evaluate every network on test, once, and append what the claims need, and the measured networks.
+
+    Args:
+        experiment: with all its networks trained.
+        ledger: where the rows go.
+        threads: of the timed runtimes.
+        rounds: samples of every latency.
+
+    Returns:
+        One row a comparison.
+
+    Raises:
+        CheckpointError: a training is missing.
+    """
+    plan = experiment.plan
+    test = ResidentLoader(experiment.splits.test.subset(plan.tested), 200)
+
+    def score(model: nn.Module) -> float:
+        return 100 * evaluate(model, test).accuracy
+
+    def scores(arm: str, seeds: Sequence[int] = plan.seeds) -> list[float]:
+        return [score(experiment.network(Task(arm, seed))) for seed in seeds]
+
+    tuned = {name: scores(f"small-{name}") for name in plan.criteria}
+    raw = {name: [score(experiment.cut_small(name, seed)) for seed in plan.seeds] for name in plan.criteria}
+    gains = {name: compare_seeds(tuned["random"], tuned[name]) for name in plan.criteria if name != "random"}
+    lesser = min((name for name in ("l1", "gamma") if name in gains), key=lambda name: gains[name].difference)
+    values = _bounded("least_gain_points", gains[lesser])
+    values |= {f"gain_points_{name}": gain.difference for name, gain in gains.items()}
+    values |= {f"gain_points_{name}_before": fmean(raw[name]) - fmean(raw["random"]) for name in gains}
+    note = f"{plan.small.depth} layers of width {plan.small.width}, {plan.images:,} images, half of the channels."
+    ledger.append(ClaimEvidence(claim="prune-03", lesson=LESSON, values=values, seeds=plan.seeds, note=note))
+
+    unpruned, fine, scratch = fmean(scores("small")), tuned["l1"], scores("small-scratch")
+    against_scratch = compare_seeds(scratch, fine)
+    values = {"recovered_share": (fmean(fine) - fmean(raw["l1"])) / (unpruned - fmean(raw["l1"]))}
+    values |= {"unpruned_accuracy": unpruned, "tuned_accuracy": fmean(fine), "scratch_accuracy": fmean(scratch)}
+    values |= _bounded("gain_over_scratch_points", against_scratch) | {"epochs_share": plan.share}
+    ledger.append(ClaimEvidence(claim="prune-04", lesson=LESSON, values=values, seeds=plan.seeds, note=note))
+
+    whole = score(experiment.model)
+    arms = {arm: scores(arm) for arm in (*plan.latencies, "peer")}
+    controls = {arm: scores(arm, plan.control_seeds) for arm in ("half-hard", "scratch", "narrow")}
+    against_peer = compare_seeds(arms["peer"], arms["half"])
+    paired = [arms["half"][plan.seeds.index(seed)] for seed in plan.control_seeds]
+    values = {f"points_{arm}": fmean(found) - whole for arm, found in arms.items()}
+    values |= {f"points_{arm}": fmean(found) - whole for arm, found in controls.items()}
+    values |= {f"points_over_{arm}": fmean(paired) - fmean(found) for arm, found in controls.items()}
+    values |= _bounded("points_over_peer", against_peer) | _speeds(experiment, ledger, test, threads, rounds)
+    note = "half and third: shares of the latency, distilled; peer: Torch-Pruning's defaults at the MACs of half."
+    ledger.append(ClaimEvidence(claim="prune-02", lesson=LESSON, values=values, seeds=plan.seeds, note=note))
+    rows = [(f"{name} over chance, small", str(gain)) for name, gain in gains.items()]
+    rows += [("fine-tuned over from scratch, small", str(against_scratch)), ("half over peer", str(against_peer))]
+    rows += [(name.replace("_", " "), f"{value:.3f}") for name, value in values.items()]
+    return Table(("comparison", "points on test, or times faster"), rows, title="Pruning, the long experiment")
+
+
+def _bounded(name: str, comparison: SeedComparison) -> dict[str, float]:
+    return {name: comparison.difference, f"{name}_low": comparison.low, f"{name}_high": comparison.high}
+
+
+def _speeds(experiment: Experiment, ledger: Ledger, test: ResidentLoader, threads: int, rounds: int) -> dict[str, float]:
+    """Measure one network of each arm in turns in ONNX Runtime, append the rows, and return the speed-ups."""
+    plan = experiment.plan
+    seed, control = plan.seeds[0], plan.control_seeds[0]
+    example = experiment.example
+    models: dict[str, nn.Module] = {
+        "baseline": experiment.model,
+        "half_macs": prune(experiment.model, example, target=MACs(0.5), multiple=plan.multiple).model,
+    }
+    models |= {arm: experiment.network(Task(arm, seed)) for arm in (*plan.latencies, "peer")}
+    models |= {arm: experiment.network(Task(arm, control)) for arm in ("half-hard", "scratch", "narrow")}
+    with tempfile.TemporaryDirectory() as folder:
+        candidates = []
+        for name, model in models.items():
+            runtime = Runtime(export(model, example, Path(folder) / f"{name}.onnx"), threads=threads)
+            size = {"parameters": count_parameters(model), "macs": count_macs(model, example)}
+            candidates.append(runtime.candidate(f"pruning: {name}", seed=seed if name in plan.latencies else None, **size))
+        measured = measure_candidates(candidates, test, lesson=LESSON, threads=threads, rounds=rounds)
+    for row in measured:
+        if row.subject != "pruning: half_macs":  # not fine-tuned: its accuracy would mislead in a table
+            ledger.append(row)
+    times: dict[tuple[str, int], Timing] = {
+        (name, batch): timing for name, row in zip(models, measured, strict=True) for batch, timing in row.latency.items()
+    }
+    values: dict[str, float] = {}
+    for name, other in (*((name, "baseline") for name in models if name != "baseline"), ("half", "peer"), ("half", "narrow")):
+        for batch in (1, 64):
+            ratio = speedup(times[other, batch], times[name, batch])
+            key = f"speedup_{name}" if other == "baseline" else f"speedup_{name}_over_{other}"
+            values |= {f"{key}_batch{batch}": ratio.value}
+            if batch == 1 and (name == "half_macs" or other != "baseline"):
+                values |= {f"{key}_batch1_low": ratio.low, f"{key}_batch1_high": ratio.high}
+    for end in ("", "_low", "_high"):  # the name that the claim's rule reads
+        values[f"speedup_at_half_macs{end}"] = values.pop(f"speedup_half_macs_batch1{end}")
+    return values | {"speedup_at_half_macs_batch64": values.pop("speedup_half_macs_batch64")}
+
+
+def _leave(number: int, frame: FrameType | None) -> None:
+    """Turn SIGTERM into an orderly exit, at which multiprocessing ends the daemons; they save first."""
+    raise SystemExit(128 + number)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line."""
+    parser = argparse.ArgumentParser(description=str(__doc__).split("\n", maxsplit=1)[0])
+    parser.add_argument("--jobs", type=int, default=1, help="trainings at a time")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads of each")
+    parser.add_argument("--baseline", type=Path, help="another unpruned model than the shipped one, with its record beside it")
+    parser.add_argument("--folder", type=Path, help="for checkpoints and networks; in the cache folder by default")
+    parser.add_argument("--rehearse", action="store_true", help="a miniature, recorded in the local ledger")
+    options = parser.parse_args(arguments)
+    if min(options.jobs, options.threads) < 1:
+        raise UsageError("--jobs and --threads must be 1 or more.")
+    if not options.rehearse and current_profile() != "full":
+        raise UsageError(
+            "Evidence is recorded in the full profile only: set COOKBOOK_PROFILE=full, or rehearse with --rehearse."
+        )
+    if options.rehearse and current_profile() == "full":
+        raise UsageError("A rehearsal is no evidence: unset COOKBOOK_PROFILE, or leave --rehearse out.")
+    baseline = options.baseline or data_directory() / "checkpoints" / "baseline.safetensors"
+    folder = (options.folder or cache_directory() / "experiments" / "pruning").expanduser()
+    signal.signal(signal.SIGTERM, _leave)
+    torch.set_num_threads(options.threads)
+    plan = plan_of(baseline.with_suffix(".json"), rehearse=options.rehearse)
+    experiment = Experiment(plan, baseline, folder)
+    experiment.prepare()
+    torch.set_num_threads(options.jobs * options.threads)  # this process asks the model while no other computes
+    experiment.answers()
+    for stage in STAGES:
+        train_all(experiment, baseline, stage, options.jobs, options.threads)
+    ledger = Ledger.local() if options.rehearse else Ledger.recorded()
+    print(record(experiment, ledger))
+    print(f"Written to {ledger.path}; the networks lie in {experiment.folder}.")
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except CookbookError as error:
+        print(f"cookbook: {error}", file=sys.stderr)
+        raise SystemExit(2 if isinstance(error, UsageError) else 1) from None
