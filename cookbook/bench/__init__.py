@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterator
 
-from cookbook.bench.loops import cost_per_step, fit_against_bare_loop
+from cookbook.bench.loops import cost_per_step, fit_against_bare_loop, two_ranks_against_one
 from cookbook.bench.runtimes import resident_against_dataloader, runtimes_against_eager
 from cookbook.data import load_fashion_mnist
 from cookbook.environment import provenance
@@ -27,7 +27,7 @@ def run_bench(*, threads: int = 1, rounds: int = 15, say: Callable[[str], object
         say: takes the sentence that says why a row is missing, such as one that needs a compiler.
 
     Raises:
-        CookbookError: `fit` and the bare loop end with different weights.
+        CookbookError: `fit` and the bare loop end with different weights, or a rank failed.
     """
     splits = load_fashion_mnist()
     with pinned_threads(threads):
@@ -38,3 +38,4 @@ def run_bench(*, threads: int = 1, rounds: int = 15, say: Callable[[str], object
         yield resident_against_dataloader(splits.train, threads, rounds, measured)
         for batch in (1, 64):
             yield from runtimes_against_eager(splits, ResNetConfig(), batch, threads, rounds, measured, say)
+        yield two_ranks_against_one(rounds, measured)

@@ -11,6 +11,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from cookbook.data import ResidentLoader, Split
+from cookbook.distributed import launch
+from cookbook.distributed.workers import NETWORK, step_trial
 from cookbook.errors import CookbookError
 from cookbook.evidence import BenchRatio
 from cookbook.measure import Timing, energy_of, interleave, pinned_threads, speedup
@@ -23,6 +25,7 @@ TINY = PerceptronConfig(hidden=(16,))  # a step takes some hundred microseconds,
 IMAGES = 8  # a step
 STEPS = 2000  # a sample, so that what a loop sets up once hardly counts
 RESAMPLES = 2000
+RANK_IMAGES = 128  # a step of each rank
 
 
 def bare_loop(model: nn.Module, loader: ResidentLoader, recipe: Recipe) -> None:
@@ -57,6 +60,26 @@ def fit_against_bare_loop(
         name=f"fit, ResNet-{config.depth}×{config.width}", baseline="fit", candidate="bare loop",
         ratio=speedup(timings["fit"], timings["bare loop"]),
         what=f"wall time of fit over that of a bare loop, {steps} steps of 32 images, weights bitwise equal",
+    )  # fmt: skip
+
+
+def two_ranks_against_one(rounds: int, measured: Callable[..., BenchRatio]) -> BenchRatio:
+    """Compare images per second of two gloo ranks with those of one process, one CPU thread each; in turns.
+
+    The ranks share cores and memory with each other and with all else on the machine, so the ratio says little
+    about two machines.
+
+    Raises:
+        RankError: a rank failed.
+    """
+    taken = launch(step_trial, RANK_IMAGES, 2, rounds, ranks=2, threads=1)[0]
+    alone, together = (Timing(tuple(taken[name]), 1, RANK_IMAGES) for name in ("alone", "together"))
+    for_as_many = Timing(tuple(2 * seconds for seconds in alone.samples), 1, RANK_IMAGES)
+    return measured(
+        name="two ranks", baseline="one process, one thread", candidate="two gloo ranks, one thread each",
+        ratio=speedup(for_as_many, together),
+        what=f"images per second of training, ResNet-{NETWORK.depth}×{NETWORK.width}, {RANK_IMAGES} images a rank and step",
+        values={"images_per_second_alone": alone.throughput, "images_per_second_together": 2 * together.throughput},
     )  # fmt: skip
 
 

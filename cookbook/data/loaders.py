@@ -6,8 +6,9 @@ on how it got there, so that an interrupted run resumes with the very data it wo
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
-from typing import Protocol, runtime_checkable
+from typing import Protocol, Self, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -53,6 +54,7 @@ class _SplitLoader:
         self.augmentation = augmentation or Augmentation()
         self.shuffle = split.role == "train" if shuffle is None else shuffle
         self.seed = seed
+        self._rank, self._world = 0, 1
         if self.shuffle and len(split) < batch_size:
             raise DataError(f"{len(split)} images do not fill a batch of {batch_size}: use a smaller batch.")
 
@@ -73,8 +75,30 @@ class _SplitLoader:
         """Yield the batches of `epoch` from number `first` on."""
         raise NotImplementedError
 
+    def shard(self, rank: int, world: int) -> Self:
+        """Return a loader of one process's part: every `world`-th image of each batch, from number `rank` on.
+
+        The parts of all ranks are together the batches of this loader, each image once, with the same
+        augmentation; what a batch holds does not depend on `world`. In a full epoch of batches that `world`
+        divides, these are the images that `torch.utils.data.DistributedSampler` would deal out of the same
+        order, without the ones that it repeats to fill up (lesson 03). A rank without an image in a batch
+        gets the batch's first, which the caller must leave out.
+
+        Raises:
+            UsageError: `rank` is not from 0 to `world` − 1.
+        """
+        if not 0 <= rank < world:
+            raise UsageError(f"Rank {rank} of {world}: ranks run from 0 to {world - 1}.")
+        part = copy.copy(self)
+        part._rank, part._world = rank, world
+        return part
+
+    def images_in(self, batch: int) -> int:
+        """Return how many images batch number `batch` of an epoch holds, over all ranks."""
+        return min(self.batch_size, len(self.split) - batch * self.batch_size)
+
     def describe(self) -> dict[str, object]:
-        """Return plain JSON types that identify the data and their order."""
+        """Return plain JSON types that identify the data and their order; a shard's are the whole loader's."""
         return {
             "loader": type(self).__name__,
             "data": self.split.fingerprint(),
@@ -84,15 +108,20 @@ class _SplitLoader:
             "seed": self.seed,
         }
 
-    def _index_batches(self, epoch: int, first: int) -> list[Tensor]:
-        """Return the int64 indices of each batch of the epoch from number `first` on."""
+    def _index_batches(self, epoch: int, first: int, whole: bool = False) -> list[Tensor]:
+        """Return the int64 indices of each batch of the epoch from number `first` on: this rank's, or the whole batch's."""
         if self.shuffle:
             generator = torch.Generator().manual_seed(derive_seed(self.seed, epoch))
             order = torch.randperm(len(self.split), generator=generator)
         else:
             order = torch.arange(len(self.split))
         size = self.batch_size
-        return [order[step * size : (step + 1) * size] for step in range(first, len(self))]
+        batches = [order[step * size : (step + 1) * size] for step in range(first, len(self))]
+        return batches if self._world == 1 or whole else [self._own(batch) for batch in batches]
+
+    def _own(self, batch: Tensor) -> Tensor:
+        """Return this rank's rows, or the first row where it has none."""
+        return batch[self._rank if self._rank < len(batch) else 0 :: self._world]
 
 
 class ResidentLoader(_SplitLoader):
@@ -136,7 +165,9 @@ class ResidentLoader(_SplitLoader):
         augmentation = self.augmentation
         pixels = augmentation.resolution_at(epoch)
         generator = torch.Generator(self.device)
-        for step, index in enumerate(self._index_batches(epoch, first), first):
+        random = bool(augmentation.crop or augmentation.flip or augmentation.erase)
+        parted = random and self._world > 1  # the whole batch draws, so that each image gets what it gets in one process
+        for step, index in enumerate(self._index_batches(epoch, first, whole=random), first):
             index = index.to(self.device, non_blocking=True)
             generator.manual_seed(derive_seed(self.seed, epoch, step))
             images = self._images[index]
@@ -145,6 +176,8 @@ class ResidentLoader(_SplitLoader):
             images = torch.addcmul(self._shift, images, self._scale)
             if augmentation.erase:
                 images = erase_rectangles(images, augmentation.erase, generator)
+            if parted:
+                images, index = self._own(images), self._own(index)
             if pixels:
                 images = resize(images, pixels)
             yield images, self._labels[index]

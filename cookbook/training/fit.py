@@ -11,10 +11,13 @@ from torch import nn
 from cookbook.data import Loader, require_role
 from cookbook.errors import UsageError
 from cookbook.progress import progress_bar
-from cookbook.training.checkpoint import checkpoint_path, deferred_interrupts, load_state, save_state
-from cookbook.training.evaluation import evaluate
+from cookbook.training.checkpoint import checkpoint_path, deferred_interrupts
+from cookbook.training.evaluation import evaluate, evaluate_across_ranks
+from cookbook.training.parallel import Parallel
+from cookbook.training.ranks import in_group
 from cookbook.training.recipe import Recipe
 from cookbook.training.run import EpochRecord, Objective, Run
+from cookbook.training.shared_run import SharedRun
 
 
 def fit(
@@ -28,6 +31,7 @@ def fit(
     checkpoint_every: int = 200,
     on_epoch: Callable[[EpochRecord], None] | None = None,
     progress: bool | None = None,
+    parallel: Parallel | None = None,
 ) -> list[EpochRecord]:
     """Train `model` in place and return one record an epoch.
 
@@ -50,8 +54,9 @@ def fit(
         objective: maps (model, images, labels) to a scalar mean loss; cross-entropy by default.
         checkpoint: file for the training state.
         checkpoint_every: optimizer steps between two writes; the end of an epoch always writes.
-        on_epoch: called with each finished epoch's record.
-        progress: show a bar; None decides by terminal, JupyterLab and CI.
+        on_epoch: called with each finished epoch's record, on every rank.
+        progress: show a bar; None decides by terminal, JupyterLab and CI. Only rank 0 shows one.
+        parallel: how several processes work together; without effect in a single one.
 
     Raises:
         UsageError: a split has the wrong role, nothing in the model can be trained, or a layer is
@@ -59,6 +64,7 @@ def fit(
         DataError: `train` yields fewer batches than its length says.
         NonFiniteLossError: a loss is NaN or infinite; the message names epoch and step.
         CheckpointError: `checkpoint` is damaged or belongs to another training.
+        RankError: the ranks were given different things, or another rank stopped.
         KeyboardInterrupt: Ctrl-C, after the state was saved. (SIGTERM: SystemExit with 143.)
     """
     require_role(train.role, ("train",), "train")
@@ -66,24 +72,20 @@ def fit(
         require_role(validation.role, ("train", "validation"), "choose between epochs")
     if checkpoint_every < 1:
         raise UsageError(f"checkpoint_every is {checkpoint_every}: use 1 or more steps.")
-    run = Run(model, train, recipe, objective)
+    alone = not in_group()
+    run = Run(model, train, recipe, objective) if alone else SharedRun(model, train, recipe, objective, parallel)
     path = checkpoint_path(checkpoint)
     if path is not None:
-        run.restore(load_state(path, run.identity, run.device))
+        run.resume(path)
     at = run.at
-
-    def save() -> None:
-        run.check_losses()  # a checkpoint with NaN in it would be resumed for ever
-        if path is not None:
-            save_state(path, run.state())
-
     total = recipe.epochs * run.steps_per_epoch
     done = at.epoch * run.steps_per_epoch + at.step
-    with deferred_interrupts(path is not None) as interrupt, run.precision.matmul_mode(), \
-            progress_bar("training", total, done=done, show=progress) as advance:  # fmt: skip
+    with deferred_interrupts(path is not None) as request, run.precision.matmul_mode(), \
+            progress_bar("training", total, done=done, show=progress if run.first else False) as advance:  # fmt: skip
+        interrupt = run.obey(request)
         while at.epoch < recipe.epochs:
             model.train()
-            batches = train.batches(at.epoch, at.step * recipe.accumulate)
+            batches = run.batches()
             started = time.perf_counter() - at.seconds
             while at.step < run.steps_per_epoch:
                 run.step(batches)
@@ -91,12 +93,14 @@ def fit(
                 at.seconds = time.perf_counter() - started
                 advance(f"epoch {at.epoch + 1}/{recipe.epochs}")
                 if interrupt.signal is not None:
-                    save()
+                    run.save(path)
                     interrupt.stop(f"Stopped in epoch {at.epoch + 1} after step {at.step}; the same call resumes there.")
                 if at.step % checkpoint_every == 0 and at.step < run.steps_per_epoch:
-                    save()
-            record = run.finish_epoch(None if validation is None else evaluate(run.evaluated_model, validation))
-            save()
+                    run.save(path)
+            run.settle_statistics()
+            judge = evaluate if alone else evaluate_across_ranks
+            record = run.finish_epoch(None if validation is None else judge(run.evaluated_model, validation))
+            run.save(path)
             if on_epoch is not None:
                 on_epoch(record)
             if interrupt.signal is not None:

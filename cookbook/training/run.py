@@ -6,6 +6,7 @@ import functools
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from cookbook.data.loaders import Batch
 from cookbook.environment import seed_everything
 from cookbook.errors import DataError, NonFiniteLossError
 from cookbook.precision import LossScaling, Precision, clip_gradients
-from cookbook.training.checkpoint import random_state, restore_random_state
+from cookbook.training.checkpoint import InterruptRequest, load_state, random_state, restore_random_state, save_state
 from cookbook.training.evaluation import Evaluation
 from cookbook.training.memory_format import require_safe_channels_last
 from cookbook.training.recipe import CrossEntropy, Recipe, build_optimizer
@@ -79,6 +80,8 @@ class Run:
     The parameters and errors are those of `fit`.
     """
 
+    first = True  # of the processes that train together
+
     def __init__(self, model: nn.Module, train: Loader, recipe: Recipe, objective: Objective | None = None) -> None:
         seed_everything(recipe.seed)
         self.model, self.train, self.recipe = model, train, recipe
@@ -98,13 +101,14 @@ class Run:
         if self.scaler.is_enabled():
             self.scaling = LossScaling(self.scaler, self.optimizer, self.device)
             self.at.loss_scales = [(0, self.scaler.get_scale())]
+        self.forward: Any = self.wrapped()
         self.average = None
         if recipe.ema_decay is not None:
             average_fn = get_ema_multi_avg_fn(recipe.ema_decay)
             self.average = AveragedModel(model, multi_avg_fn=average_fn, use_buffers=True)
-        self.forward: Any = model
         if recipe.compile:
-            self.forward = torch.compile(model) if recipe.compile is True else torch.compile(model, mode=recipe.compile)
+            inner = self.forward
+            self.forward = torch.compile(inner) if recipe.compile is True else torch.compile(inner, mode=recipe.compile)
         self.unread_losses: list[Tensor] = []
 
     @functools.cached_property
@@ -120,6 +124,18 @@ class Run:
     def evaluated_model(self) -> nn.Module:
         """The model that validation looks at: the average, where the recipe has one."""
         return self.model if self.average is None else self.average.module
+
+    def wrapped(self) -> nn.Module:
+        """Return what the forward pass calls: the model itself, where one process trains alone."""
+        return self.model
+
+    def batches(self) -> Iterator[Batch]:
+        """Yield what this process sees of the epoch under way, from the next step on."""
+        return self.train.batches(self.at.epoch, self.at.step * self.recipe.accumulate)
+
+    def obey(self, request: InterruptRequest) -> InterruptRequest:
+        """Return what says whether to stop: the request itself, where one process trains alone."""
+        return request
 
     def step(self, batches: Iterator[Batch]) -> None:
         """Take one optimizer step: forward, backward, clip, update, average.
@@ -233,6 +249,19 @@ class Run:
         at.epoch, at.step, at.loss_sum, at.seconds, at.skipped = at.epoch + 1, 0, 0.0, 0.0, 0
         at.loss_scales = [(0, scale) for _, scale in at.loss_scales[-1:]]
         return record
+
+    def settle_statistics(self) -> None:
+        """Make the model ready to be evaluated; where one process trains alone it is."""
+
+    def save(self, path: Path | None) -> None:
+        """Write the state to `path`, unless a loss was not finite: such a state would be resumed for ever."""
+        self.check_losses()
+        if path is not None:
+            save_state(path, self.state())
+
+    def resume(self, path: Path) -> None:
+        """Go back to the state in the file, if there is one; raises as `load_state` does."""
+        self.restore(load_state(path, self.identity, self.device))
 
     def state(self) -> dict[str, Any]:
         """Return everything that the rest of the run depends on."""

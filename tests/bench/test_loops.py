@@ -65,3 +65,18 @@ def test_the_cost_is_the_median_of_paired_differences() -> None:
     median, low, high = loops._median_difference(ours, theirs, 1e6 / 1000)
     assert median == pytest.approx(2000)  # of 1, 3, 2, 99 and 2 seconds over 1000 steps
     assert 1000 <= low <= median <= high <= 99_000
+
+
+def test_two_ranks_are_compared_with_one_process_for_as_many_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Alone 128 images take 1 s; together two ranks take 1.25 s for 256: 1.6 times as many a second."""
+    asked: list[object] = []
+
+    def launched(*arguments: object, **settings: object) -> list[dict[str, list[float]]]:
+        asked.extend((*arguments[1:], settings))
+        return [{"alone": [1.0] * 4, "together": [1.25] * 4}, {}]
+
+    monkeypatch.setattr(loops, "launch", launched)
+    row = loops.two_ranks_against_one(4, BenchRatio)
+    assert row.ratio.value == row.ratio.low == 1.6
+    assert row.values == {"images_per_second_alone": 128.0, "images_per_second_together": 204.8}
+    assert asked[-2:] == [4, {"ranks": 2, "threads": 1}]

@@ -61,3 +61,17 @@ def test_another_recipe_does_not_resume(run: Run, tmp_path: Path) -> None:
     status, _, err = run("train", "--out", out, "--checkpoint", state, *SMALL, "--learning-rate", 0.1)
     assert status == 1
     assert "another recipe" in err and err.count("\n") == 1
+
+
+def test_two_processes_leave_one_model_with_one_record(run: Run, tmp_path: Path, fashion_mnist: Splits) -> None:
+    out = tmp_path / "two.safetensors"
+    status, printed, err = run("train", "--out", out, *SMALL, "--nproc", 2, "--threads", 1)
+    assert (status, err) == (0, "")
+    assert printed.count("epoch 2: loss") == 1 and "[rank 0] epoch 1: loss" in printed and "[rank 1]" not in printed
+    record = json.loads(out.with_suffix(".json").read_text())
+    result = evaluate(load(out), ResidentLoader(fashion_mnist.validation, 500))
+    assert (record["validation"]["correct"], record["processes"]) == (result.hits, 2)
+    assert "--nproc 2" in record["command"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["two.json", "two.safetensors"]
+    status, _, err = run("train", "--out", out, *SMALL, "--nnodes", 2)
+    assert status == 2 and "need a place to meet" in err and err.count("\n") == 1
