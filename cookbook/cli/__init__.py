@@ -21,6 +21,7 @@ COMMANDS = {
     "course": "Run the lessons and print the scoreboard of what they measured.",
     "doctor": "Say what this machine can do, and what keeps it from doing more.",
     "train": "Train the running model on Fashion-MNIST.",
+    "compress": "Compress a model, yours too, under a budget of time, accuracy and bytes.",
     "scoreboard": "Print what was measured, from a ledger.",
     "zoo": "Say which torchvision models go all the way to a served file.",
     "bench": "Print what the library itself costs, as interleaved ratios.",
@@ -93,14 +94,14 @@ def _root(
     Start with 'cookbook course', which runs the lessons, or with 'cookbook doctor' when something is
     slow or missing. 'cookbook COMMAND --help' explains a command with an example.
 
-    Exit status: 0 success, 1 failure, 2 wrong use, 130 interrupted.
+    Exit status: 0 success, 1 failure, 2 wrong use, 3 a budget that is not met, 130 interrupted.
     """
 
 
 def main() -> None:
     """Run the command line: one line on stderr for every failure that the cookbook explains.
 
-    Exit status: 0 success, 1 failure, 2 usage, 130 interrupted.
+    Exit status: 0 success, 1 failure, 2 usage, 3 a budget that is not met, 130 interrupted.
     """
     try:
         status = app(prog_name="cookbook", standalone_mode=False)
