@@ -26,6 +26,7 @@ _HOMES = {
         "kernels", "parity", "parity_suite", "simplify",
     ),
     "cookbook.distillation": ("distill",),
+    "cookbook.distributed": ("joined", "launch", "shard"),
     "cookbook.doctor": ("diagnose",),
     "cookbook.environment": ("by_profile", "current_profile", "pick_device", "seed_everything", "stamp"),
     "cookbook.errors": ("CookbookError",),
@@ -36,8 +37,11 @@ _HOMES = {
         "count_parameters", "interleave", "measure_candidates", "peak_memory", "speedup", "spread", "wilson_interval",
     ),
     "cookbook.models": ("ResNetConfig", "build", "load", "save"),
+    "cookbook.pipeline": ("Budget", "compress"),
     "cookbook.plots": ("scoreboard_figure",),
     "cookbook.precision": ("gradient_survival",),
+    "cookbook.pruning": ("Latency", "MACs", "Parameters", "prune", "prune_channels"),
+    "cookbook.quantization": ("Scheme", "quantize", "quantize_aware_training"),
     "cookbook.serving": (
         "MicroBatcher", "QueueFullError", "ServingResult", "serve_arrivals", "serve_load", "serving_table",
         "throughput_by_batch",
@@ -47,7 +51,7 @@ _HOMES = {
         "count_synchronizations", "find_batch_size", "find_training_batch_size", "step_breakdown", "tune_loader",
         "watch_synchronizations",
     ),
-    "cookbook.training": ("Recipe", "checkpoint_activations", "evaluate", "fit"),
+    "cookbook.training": ("Parallel", "Recipe", "checkpoint_activations", "evaluate", "fit"),
 }  # fmt: skip
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 

@@ -21,6 +21,7 @@ from cookbook.measure.measurement import Measurement, now
 from cookbook.measure.memory import peak_memory
 from cookbook.measure.operations import count_macs, count_parameters
 from cookbook.measure.size import bytes_on_disk
+from cookbook.models.modes import simulates, to_eval
 from cookbook.progress import progress_bar
 
 ENERGY_SECONDS = 0.2  # of repeated calls: many ticks of a counter that moves once a millisecond
@@ -68,23 +69,23 @@ class Candidate:
             example: images (B, C, H, W) on that device, to count the multiply-accumulates.
             artefacts: what must be shipped.
             seed: of its training.
-            runtime: another name for it, such as ``torch.compile``.
+            runtime: another name for it, such as ``torch.compile``. A graph that only simulates integers is named so.
 
         Raises:
             UsageError: the model cannot process the example.
         """
         macs = count_macs(model, example)
-        model.eval()
+        to_eval(model)
 
         def predict(images: Tensor) -> Tensor:
             if model.training:  # a training between two measurements leaves it so
-                model.eval()
+                to_eval(model)
             with torch.inference_mode():
                 return model(images)
 
         return cls(
             name=name,
-            runtime=runtime,
+            runtime=f"{runtime}, simulated {types}" if (types := simulates(model)) else runtime,
             predict=predict,
             parameters=count_parameters(model),
             macs=macs,

@@ -5,6 +5,7 @@ matplotlib's backend is. Nothing here touches ``pyplot`` or its global state.
 """
 
 from cookbook.plots.distillation import soft_targets_figure, temperature_figure
+from cookbook.plots.distributed import scaling_figure
 from cookbook.plots.kernels import graph_figure, kernel_figure, operator_figure
 from cookbook.plots.labels import place_labels
 from cookbook.plots.picture import MARKERS, OKABE_ITO, Picture, Theme, new_picture, style
@@ -27,6 +28,7 @@ __all__ = [
     "operator_figure",
     "pareto_front",
     "place_labels",
+    "scaling_figure",
     "scoreboard_figure",
     "serving_figure",
     "soft_targets_figure",

@@ -434,5 +434,5 @@ print("the optimizer holds the model's own parameters:", held == {id(parameter) 
 # %% [markdown]
 # ## Next
 #
-# 02 Mixed precision: fewer bits for each number, what must stay in 32, and the whole speed stack one change at a
-# time. Where it is not written yet, the [README](../README.md) lists what there is.
+# [02 Mixed precision](02_mixed_precision.ipynb): fewer bits for each number, what must stay in 32, and the whole speed stack
+# one change at a time.

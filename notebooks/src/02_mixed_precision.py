@@ -405,5 +405,4 @@ print("accumulating is a larger batch:", torch.allclose(*ends, atol=1e-6))
 # %% [markdown]
 # ## Next
 #
-# 03 Distributed training: the same step, shared by several processes. Until it is written, the
-# [README](../README.md) lists what there is.
+# [03 Distributed training](03_distributed.ipynb): the same step, shared by several processes.

@@ -10,8 +10,9 @@ PACKAGE = ROOT / "cookbook"
 # From the ground up: a module imports only from names before its own. `__init__` is the package's face.
 FLOORS = (
     "errors", "files", "environment", "progress", "data", "models", "measure", "precision", "training", "distributed",
-    "distillation", "deploy", "pruning", "quantization", "evidence", "throughput", "speed", "serving", "plots", "experiments",
-    "probe", "doctor", "zoo", "execution", "notebooks", "course", "bench", "record", "accelerator", "__init__", "cli",
+    "distillation", "deploy", "pruning", "quantization", "evidence", "throughput", "speed", "serving", "plots", "pipeline",
+    "experiments", "probe", "doctor", "zoo", "execution", "notebooks", "course", "bench", "record", "accelerator",
+    "__init__", "cli",
 )  # fmt: skip
 
 
