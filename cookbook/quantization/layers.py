@@ -45,7 +45,7 @@ def trace_layers(model: nn.Module, example: Tensor) -> list[Layer]:
     """Return the layers in the order in which they run.
 
     A layer that runs more than once, or whose weight is another one's too, is left out: what is done for
-    one of its places would be wrong for the other.
+    one of its places would be wrong for the other. (Captured, two such layers are one that runs twice.)
 
     Args:
         model: any module that `capture` accepts; it is not changed.
@@ -57,13 +57,12 @@ def trace_layers(model: nn.Module, example: Tensor) -> list[Layer]:
     graph = capture(model, example)
     calls = [node for node in graph.graph.nodes if node.target in MATRIX]
     runs = Counter(layer_of(node) for node in calls)
-    owners = Counter(id(weight) for _, weight in model.named_parameters(remove_duplicate=False))
     modules = dict(model.named_modules())
     layers = []
     for node in calls:
         name = layer_of(node)
         module = modules.get(name)
-        if runs[name] > 1 or not isinstance(module, WEIGHTED_MODULES) or owners[id(module.weight)] > 1:
+        if runs[name] > 1 or not isinstance(module, WEIGHTED_MODULES):
             continue
         norm, user = None, only_user(node)
         if user is not None and user.target is BATCH_NORM:
