@@ -124,7 +124,12 @@ def test_nothing_is_left_when_the_owner_is_killed() -> None:
     assert owner.stdin is not None and owner.stdout is not None
     with owner.stdin, owner.stdout:
         processes = [int(word) for word in owner.stdout.readline().split()]
-        sleepers = [child.pid for child in psutil.Process(owner.pid).children(recursive=True) if child.name() == "sleep"]
+        sleepers: list[int] = []
+        deadline = time.monotonic() + 30
+        while len(sleepers) < 2 and time.monotonic() < deadline:  # what was started may not have become `sleep` yet
+            time.sleep(0.05)
+            children = psutil.Process(owner.pid).children(recursive=True)
+            sleepers = [child.pid for child in children if child.name() == "sleep"]
         owner.kill()
         owner.wait()
     assert len(processes) == len(sleepers) == 2
