@@ -41,6 +41,33 @@ class Loader(Protocol):
         """Return plain JSON types that identify the data and their order, for checkpoints."""
 
 
+class LoaderWrapper:
+    """A loader that hands on another's batches; a subclass changes what it needs to, such as the description.
+
+    Args:
+        loader: the one whose role, length, batches and description these are.
+    """
+
+    def __init__(self, loader: Loader) -> None:
+        self.loader = loader
+
+    @property
+    def role(self) -> Role:
+        """The wrapped loader's role."""
+        return self.loader.role
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+    def batches(self, epoch: int, first: int = 0) -> Iterator[Batch]:
+        """Yield the wrapped loader's batches of `epoch` from number `first` on."""
+        return self.loader.batches(epoch, first)
+
+    def describe(self) -> dict[str, object]:
+        """Return the wrapped loader's description."""
+        return self.loader.describe()
+
+
 class _SplitLoader:
     """What both loaders share: the order of the images, and the cut into batches."""
 

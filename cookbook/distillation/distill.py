@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Literal, get_args
 
@@ -11,8 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cookbook.data import Batch, Loader
-from cookbook.data.splits import Role
+from cookbook.data import Loader, LoaderWrapper
 from cookbook.distillation.features import Feature, WithRegressors, captured, feature_loss, make_regressors, unwrapped
 from cookbook.distillation.losses import decoupled, logit_mse, require_temperature, soft_targets
 from cookbook.distillation.teacher_cache import ViewLoader, fingerprint
@@ -212,24 +211,15 @@ def distill(
     )  # fmt: skip
 
 
-class _Described:
+class _Described(LoaderWrapper):
     """A loader whose description names the objective too, so that no checkpoint is resumed with another one."""
 
     def __init__(self, loader: Loader, objective: Distillation) -> None:
-        self.loader, self.objective = loader, objective
-
-    @property
-    def role(self) -> Role:
-        return self.loader.role
-
-    def __len__(self) -> int:
-        return len(self.loader)
-
-    def batches(self, epoch: int, first: int = 0) -> Iterator[Batch]:
-        return self.loader.batches(epoch, first)
+        super().__init__(loader)
+        self.objective = objective
 
     def describe(self) -> dict[str, object]:
-        return {**self.loader.describe(), "distillation": self.objective.describe()}
+        return {**super().describe(), "distillation": self.objective.describe()}
 
 
 def _require_teacher(student: nn.Module, teacher: nn.Module | None, train: Loader) -> None:

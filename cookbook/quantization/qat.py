@@ -9,8 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cookbook.data import Batch, Loader, require_role
-from cookbook.data.splits import Role
+from cookbook.data import Batch, Loader, LoaderWrapper, require_role
 from cookbook.distillation import distill
 from cookbook.errors import UsageError
 from cookbook.quantization.graphs import QuantizableGraph
@@ -203,48 +202,33 @@ class _Freezing:
         return {"freeze_batchnorm_after": self.batchnorm, "freeze_observers_after": self.observers}
 
 
-class _ScheduledLoader:
+class _ScheduledLoader(LoaderWrapper):
     """The training loader; `fit` asks it for an epoch's batches, also when it resumes, and the graph follows."""
 
     def __init__(self, loader: Loader, freezing: _Freezing, settings: dict[str, object]) -> None:
-        self.loader, self.freezing, self.settings = loader, freezing, settings
-
-    @property
-    def role(self) -> Role:
-        return self.loader.role
-
-    def __len__(self) -> int:
-        return len(self.loader)
+        super().__init__(loader)
+        self.freezing, self.settings = freezing, settings
 
     def batches(self, epoch: int, first: int = 0) -> Iterator[Batch]:
         self.freezing.enter(epoch)
-        return self.loader.batches(epoch, first)
+        return super().batches(epoch, first)
 
     def describe(self) -> dict[str, object]:
-        return {**self.loader.describe(), "quantization": {**self.settings, **self.freezing.describe()}}
+        return {**super().describe(), "quantization": {**self.settings, **self.freezing.describe()}}
 
 
-class _QuietLoader:
+class _QuietLoader(LoaderWrapper):
     """The validation loader; while its images go through the graph, no range of an activation moves."""
 
     def __init__(self, loader: Loader, prepared: QuantizableGraph) -> None:
-        self.loader, self.prepared = loader, prepared
-
-    @property
-    def role(self) -> Role:
-        return self.loader.role
-
-    def __len__(self) -> int:
-        return len(self.loader)
+        super().__init__(loader)
+        self.prepared = prepared
 
     def batches(self, epoch: int, first: int = 0) -> Iterator[Batch]:
         before = {module: bool(module.observer_enabled[0]) for module in _activation_quantizers(self.prepared)}
         _observe_activations(self.prepared, False)
         try:
-            yield from self.loader.batches(epoch, first)
+            yield from super().batches(epoch, first)
         finally:
             for module, observes in before.items():
                 module.enable_observer(observes)
-
-    def describe(self) -> dict[str, object]:
-        return self.loader.describe()

@@ -8,13 +8,12 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from statistics import fmean
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from cookbook.data import Batch, Loader, Role
+from cookbook.data import Batch, Loader, LoaderWrapper
 from cookbook.errors import UsageError
 from cookbook.evidence import Table
 from cookbook.measure.latency import synchronizer
@@ -157,15 +156,12 @@ class _PhaseClock:
         self._phase, self._since = phase, now
 
 
-class _WatchedLoader:
+class _WatchedLoader(LoaderWrapper):
     """Hands a loader's batches on, epoch after epoch, and tells the clock when it is asked for one."""
 
     def __init__(self, loader: Loader, clock: _PhaseClock, length: int, batches_per_step: int) -> None:
-        self.loader, self.clock, self.length, self.batches_per_step = loader, clock, length, batches_per_step
-
-    @property
-    def role(self) -> Role:
-        return self.loader.role
+        super().__init__(loader)
+        self.clock, self.length, self.batches_per_step = clock, length, batches_per_step
 
     def __len__(self) -> int:
         return self.length
@@ -182,6 +178,3 @@ class _WatchedLoader:
         while True:
             yield from self.loader.batches(epoch)
             epoch += 1
-
-    def describe(self) -> dict[str, Any]:
-        return self.loader.describe()

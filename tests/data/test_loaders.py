@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torchvision.transforms import v2
 
-from cookbook.data import Augmentation, Loader, ResidentLoader, Split, Splits, TorchvisionLoader, require_role
+from cookbook.data import Augmentation, Loader, LoaderWrapper, ResidentLoader, Split, Splits, TorchvisionLoader, require_role
 from cookbook.data.splits import Role
 from cookbook.errors import DataError, UsageError
 
@@ -219,3 +219,11 @@ def test_wrong_arguments_are_refused(loader: Callable[..., Any]) -> None:
 def test_a_negative_number_of_workers_is_refused() -> None:
     with pytest.raises(UsageError, match="workers is -1"):
         TorchvisionLoader(numbered(4), 2, workers=-1)
+
+
+def test_a_wrapper_is_a_loader_and_hands_everything_on() -> None:
+    loader = ResidentLoader(numbered(10), 3, augmentation=EVERYTHING, seed=4)
+    wrapper = LoaderWrapper(loader)
+    assert isinstance(wrapper, Loader)
+    assert (wrapper.role, len(wrapper), wrapper.describe()) == (loader.role, len(loader), loader.describe())
+    assert_same(list(wrapper.batches(2, 1)), list(loader.batches(2, 1)))
