@@ -37,7 +37,30 @@ class Target(Protocol):
 
 
 @dataclass(frozen=True)
-class MACs:
+class _Counted:
+    """A share of what the shapes alone decide, so that a prediction is exact.
+
+    Attributes:
+        share: that shall remain, between 0 and 1.
+        tolerance: by which the result may miss the share, relative to it.
+
+    Raises:
+        UsageError: a value is out of range.
+    """
+
+    share: float
+    tolerance: float = 0.05
+    needs_weights: bool = field(default=False, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        require_share(self.share, self.tolerance)
+
+    def confirmer(self, model: nn.Module, example: Tensor) -> None:
+        """Return None: the count is exact."""
+
+
+@dataclass(frozen=True)
+class MACs(_Counted):
     """A share of the multiply-accumulates, counted by `count_macs`.
 
     Attributes:
@@ -48,24 +71,14 @@ class MACs:
         UsageError: a value is out of range.
     """
 
-    share: float
-    tolerance: float = 0.05
-    needs_weights: bool = field(default=False, init=False, repr=False)
-
-    def __post_init__(self) -> None:
-        require_share(self.share, self.tolerance)
-
     def predictor(self, model: nn.Module, example: Tensor) -> Value:
         """Return a function that counts a candidate's multiply-accumulates, as a share of `model`'s."""
         whole = count_macs(model, example)
         return lambda candidate: count_macs(candidate, example) / whole
 
-    def confirmer(self, model: nn.Module, example: Tensor) -> None:
-        """Return None: the count is exact."""
-
 
 @dataclass(frozen=True)
-class Parameters:
+class Parameters(_Counted):
     """A share of the weights and biases, counted by `count_parameters`.
 
     Attributes:
@@ -76,20 +89,10 @@ class Parameters:
         UsageError: a value is out of range.
     """
 
-    share: float
-    tolerance: float = 0.05
-    needs_weights: bool = field(default=False, init=False, repr=False)
-
-    def __post_init__(self) -> None:
-        require_share(self.share, self.tolerance)
-
     def predictor(self, model: nn.Module, example: Tensor) -> Value:
         """Return a function that counts a candidate's parameters, as a share of `model`'s."""
         whole = count_parameters(model)
         return lambda candidate: count_parameters(candidate) / whole
-
-    def confirmer(self, model: nn.Module, example: Tensor) -> None:
-        """Return None: the count is exact."""
 
 
 def require_share(share: float, tolerance: float) -> None:
