@@ -16,71 +16,24 @@ fixed views, in case those handicap the control.
 from __future__ import annotations
 
 import argparse
-import multiprocessing
-import signal
-import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from types import FrameType
-from typing import Any
 
 import torch
 
 from cookbook.data import ResidentLoader
 from cookbook.deploy import Runtime, export
-from cookbook.environment import current_profile
-from cookbook.errors import CookbookError, UsageError
+from cookbook.errors import UsageError
 from cookbook.evidence import ClaimEvidence, Ledger, Table
+from cookbook.experiments.command import leave_on_termination, require_profile, run, train_in_processes
 from cookbook.experiments.distillation_students import REHEARSAL, Experiment, Plan, Task
 from cookbook.files import cache_directory, data_directory
 from cookbook.measure import Candidate, SeedComparison, compare_seeds, count_macs, count_parameters, measure_candidates
 from cookbook.training import evaluate
 
 LESSON = "06"
-
-
-def train_all(experiment: Experiment, stage: str, jobs: int, threads: int) -> None:
-    """Train every student of a stage, in `jobs` processes that share the list.
-
-    Args:
-        stage: ``tenth`` or ``whole``.
-
-    Raises:
-        CookbookError: a process failed; what was finished is kept.
-    """
-    count = len(_tasks(experiment, stage))
-    arguments = (experiment.plan, experiment.teacher_file, experiment.folder.parent, stage, threads)
-    context = multiprocessing.get_context("spawn")  # a fork after torch has computed in threads can hang
-    turn = context.Value("i", 0)
-    workers = [context.Process(target=_work, args=(*arguments, turn), daemon=True) for _ in range(min(jobs, count))]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join()
-    failed = [worker for worker in workers if worker.exitcode]
-    if failed:
-        raise CookbookError(
-            f"{len(failed)} of {len(workers)} processes stopped early: the same command goes on where they were."
-        )
-
-
-def _work(plan: Plan, teacher: Path, folder: Path, stage: str, threads: int, turn: Any) -> None:
-    """Train the next student that nobody has taken, until there is none."""
-    torch.set_num_threads(threads)
-    experiment = Experiment(plan, teacher, folder)
-    tasks = _tasks(experiment, stage)
-    while True:
-        with turn.get_lock():
-            number, turn.value = turn.value, turn.value + 1
-        if number >= len(tasks):
-            return
-        experiment.train(tasks[number])
-
-
-def _tasks(experiment: Experiment, stage: str) -> list[Task]:
-    return experiment.tenth_tasks() if stage == "tenth" else experiment.whole_tasks()
 
 
 def record(experiment: Experiment, ledger: Ledger, *, threads: int = 1, rounds: int = 30) -> Table:
@@ -158,11 +111,6 @@ def _measure(experiment: Experiment, best: float, ledger: Ledger, test: Resident
             ledger.append(row)
 
 
-def _leave(number: int, frame: FrameType | None) -> None:
-    """Turn SIGTERM into an orderly exit, at which multiprocessing ends the daemons; they save first."""
-    raise SystemExit(128 + number)
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line."""
     parser = argparse.ArgumentParser(description=str(__doc__).split("\n", maxsplit=1)[0])
@@ -176,30 +124,22 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     if min(options.jobs, options.threads) < 1:
         raise UsageError("--jobs and --threads must be 1 or more.")
-    if not options.rehearse and current_profile() != "full":
-        raise UsageError(
-            "Evidence is recorded in the full profile only: set COOKBOOK_PROFILE=full, or rehearse with --rehearse."
-        )
-    if options.rehearse and current_profile() == "full":
-        raise UsageError("A rehearsal is no evidence: unset COOKBOOK_PROFILE, or leave --rehearse out.")
+    require_profile(options.rehearse)
     plan = REHEARSAL if options.rehearse else replace(Plan(), epochs=options.epochs, views=options.views)
     teacher = options.teacher or data_directory() / "checkpoints" / "baseline.safetensors"
     folder = options.folder or cache_directory() / "experiments" / "distillation"
-    signal.signal(signal.SIGTERM, _leave)
+    leave_on_termination()
     torch.set_num_threads(options.jobs * options.threads)  # this process asks the teacher while no other computes
     experiment = Experiment(plan, teacher, folder.expanduser())
     for part in ("whole", "tenth"):
         experiment.answers(part)
-    for stage in ("tenth", "whole"):
-        train_all(experiment, stage, options.jobs, options.threads)
+    arguments_of_each = (plan, teacher, folder.expanduser())
+    for tasks in (experiment.tenth_tasks, experiment.whole_tasks):  # the second asks for what the first has found
+        train_in_processes(Experiment, arguments_of_each, tasks(), options.jobs, options.threads)
     ledger = Ledger.local() if options.rehearse else Ledger.recorded()
     print(record(experiment, ledger))
     print(f"Written to {ledger.path}; the students lie in {experiment.folder}.")
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except CookbookError as error:
-        print(f"cookbook: {error}", file=sys.stderr)
-        raise SystemExit(2 if isinstance(error, UsageError) else 1) from None
+    run(main)

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import random
-import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -22,8 +21,9 @@ from pathlib import Path
 import psutil
 
 from cookbook.distributed import launch
-from cookbook.errors import CookbookError, UsageError
+from cookbook.errors import UsageError
 from cookbook.evidence import Table
+from cookbook.experiments.command import run
 from cookbook.experiments.elastic_worker import train
 
 
@@ -107,8 +107,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    try:
-        raise SystemExit(main())
-    except CookbookError as error:
-        print(f"cookbook: {error}", file=sys.stderr)
-        raise SystemExit(2 if isinstance(error, UsageError) else 1) from None
+    run(main)

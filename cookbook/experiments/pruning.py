@@ -14,26 +14,21 @@ skipped; the same command resumes after any interruption. Timing wants a machine
 from __future__ import annotations
 
 import argparse
-import multiprocessing
-import signal
-import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
-from types import FrameType
-from typing import Any
 
 import torch
 from torch import nn
 
 from cookbook.data import ResidentLoader
 from cookbook.deploy import Runtime, export
-from cookbook.environment import current_profile
-from cookbook.errors import CookbookError, UsageError
+from cookbook.errors import UsageError
 from cookbook.evidence import ClaimEvidence, Ledger, Table
+from cookbook.experiments.command import leave_on_termination, require_profile, run, train_in_processes
 from cookbook.experiments.pruning_networks import Experiment, Task
-from cookbook.experiments.pruning_plan import Plan, plan_of
+from cookbook.experiments.pruning_plan import plan_of
 from cookbook.files import cache_directory, data_directory
 from cookbook.measure import (
     SeedComparison,
@@ -49,47 +44,6 @@ from cookbook.training import evaluate
 
 LESSON = "04"
 STAGES = ("small", "small-tuned", "baseline", "controls")
-
-
-def train_all(experiment: Experiment, baseline: Path, stage: str, jobs: int, threads: int) -> None:
-    """Train every network of a stage that is missing, in `jobs` processes that share the list.
-
-    Args:
-        experiment: what is trained.
-        baseline: its file, from which each process makes an experiment of its own.
-        stage: one of `STAGES`.
-        jobs: processes at a time.
-        threads: CPU threads of each.
-
-    Raises:
-        CookbookError: a process failed; what was finished is kept.
-    """
-    left = [task for task in experiment.tasks(stage) if not experiment.file(task).exists()]
-    context = multiprocessing.get_context("spawn")  # a fork after torch has computed in threads can hang
-    turn = context.Value("i", 0)
-    arguments = (experiment.plan, baseline, experiment.folder.parent, left, threads, turn)
-    workers = [context.Process(target=_work, args=arguments, daemon=True) for _ in range(min(jobs, len(left)))]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join()
-    failed = [worker for worker in workers if worker.exitcode]
-    if failed:
-        raise CookbookError(
-            f"{len(failed)} of {len(workers)} processes stopped early: the same command goes on where they were."
-        )
-
-
-def _work(plan: Plan, baseline: Path, folder: Path, tasks: list[Task], threads: int, turn: Any) -> None:
-    """Train the next network that nobody has taken, until there is none."""
-    torch.set_num_threads(threads)
-    experiment = Experiment(plan, baseline, folder)
-    while True:
-        with turn.get_lock():
-            number, turn.value = turn.value, turn.value + 1
-        if number >= len(tasks):
-            return
-        experiment.train(tasks[number])
 
 
 def record(experiment: Experiment, ledger: Ledger, *, threads: int = 1, rounds: int = 30) -> Table:
@@ -191,11 +145,6 @@ def _speeds(experiment: Experiment, ledger: Ledger, test: ResidentLoader, thread
     return values | {"speedup_at_half_macs_batch64": values.pop("speedup_half_macs_batch64")}
 
 
-def _leave(number: int, frame: FrameType | None) -> None:
-    """Turn SIGTERM into an orderly exit, at which multiprocessing ends the daemons; they save first."""
-    raise SystemExit(128 + number)
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line."""
     parser = argparse.ArgumentParser(description=str(__doc__).split("\n", maxsplit=1)[0])
@@ -207,15 +156,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     if min(options.jobs, options.threads) < 1:
         raise UsageError("--jobs and --threads must be 1 or more.")
-    if not options.rehearse and current_profile() != "full":
-        raise UsageError(
-            "Evidence is recorded in the full profile only: set COOKBOOK_PROFILE=full, or rehearse with --rehearse."
-        )
-    if options.rehearse and current_profile() == "full":
-        raise UsageError("A rehearsal is no evidence: unset COOKBOOK_PROFILE, or leave --rehearse out.")
+    require_profile(options.rehearse)
     baseline = options.baseline or data_directory() / "checkpoints" / "baseline.safetensors"
     folder = (options.folder or cache_directory() / "experiments" / "pruning").expanduser()
-    signal.signal(signal.SIGTERM, _leave)
+    leave_on_termination()
     torch.set_num_threads(options.threads)
     plan = plan_of(baseline.with_suffix(".json"), rehearse=options.rehearse)
     experiment = Experiment(plan, baseline, folder)
@@ -223,15 +167,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     torch.set_num_threads(options.jobs * options.threads)  # this process asks the model while no other computes
     experiment.answers()
     for stage in STAGES:
-        train_all(experiment, baseline, stage, options.jobs, options.threads)
+        left = [task for task in experiment.tasks(stage) if not experiment.file(task).exists()]
+        train_in_processes(Experiment, (plan, baseline, folder), left, options.jobs, options.threads)
     ledger = Ledger.local() if options.rehearse else Ledger.recorded()
     print(record(experiment, ledger))
     print(f"Written to {ledger.path}; the networks lie in {experiment.folder}.")
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except CookbookError as error:
-        print(f"cookbook: {error}", file=sys.stderr)
-        raise SystemExit(2 if isinstance(error, UsageError) else 1) from None
+    run(main)

@@ -11,7 +11,6 @@ nothing is downloaded. The exit status is 1 if a step fails.
 from __future__ import annotations
 
 import argparse
-import sys
 import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ from cookbook.deploy.parity import compare
 from cookbook.errors import CookbookError, DeploymentError, UsageError
 from cookbook.evidence import Table
 from cookbook.evidence.tables import MISSING
+from cookbook.experiments.command import run
 from cookbook.files import atomic_path
 from cookbook.measure import count_macs, count_parameters, pinned_threads
 from cookbook.models import TorchvisionConfig, eval_mode, load, save
@@ -210,8 +210,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except CookbookError as error:
-        print(f"cookbook: {error}", file=sys.stderr)
-        raise SystemExit(2 if isinstance(error, UsageError) else 1) from None
+    run(main)

@@ -13,7 +13,6 @@ share the work in one folder.
 from __future__ import annotations
 
 import argparse
-import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,9 +23,9 @@ from torch import nn
 
 from cookbook.data import ResidentLoader
 from cookbook.deploy import Runtime, export
-from cookbook.environment import current_profile
-from cookbook.errors import CookbookError, UsageError
+from cookbook.errors import UsageError
 from cookbook.evidence import ClaimEvidence, Ledger, Table
+from cookbook.experiments.command import require_profile, run
 from cookbook.experiments.quantization_conditions import CORRUPTIONS, corrupted
 from cookbook.experiments.quantization_runs import REHEARSAL, Experiment, Plan, Task
 from cookbook.files import cache_directory, data_directory
@@ -211,12 +210,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     if options.threads < 1:
         raise UsageError("--threads must be 1 or more.")
-    if not options.rehearse and current_profile() != "full":
-        raise UsageError(
-            "Evidence is recorded in the full profile only: set COOKBOOK_PROFILE=full, or rehearse with --rehearse."
-        )
-    if options.rehearse and current_profile() == "full":
-        raise UsageError("A rehearsal is no evidence: unset COOKBOOK_PROFILE, or leave --rehearse out.")
+    require_profile(options.rehearse)
     plan = REHEARSAL if options.rehearse else Plan()
     if options.seeds and not set(options.seeds) <= set(plan.seeds):
         raise UsageError(f"The plan has the seeds {plan.seeds}: name some of them.")
@@ -233,8 +227,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except CookbookError as error:
-        print(f"cookbook: {error}", file=sys.stderr)
-        raise SystemExit(2 if isinstance(error, UsageError) else 1) from None
+    run(main)

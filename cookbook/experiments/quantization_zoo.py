@@ -24,6 +24,7 @@ from cookbook.deploy import KernelReport, Runtime, export, kernels, parity
 from cookbook.environment import processor_name
 from cookbook.errors import CookbookError
 from cookbook.evidence import Table
+from cookbook.experiments.command import run
 from cookbook.measure import Ratio, bytes_on_disk, interleave, pinned_threads, speedup
 from cookbook.models.random_weights import random_model
 from cookbook.models.torchvision_models import TorchvisionConfig
@@ -185,4 +186,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    run(main)
