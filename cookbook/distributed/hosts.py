@@ -12,10 +12,11 @@ What changes from one machine to several is where the processes meet:
 
 A firewall must let the machines reach each other on all ports: the ranks exchange gradients on others than these two.
 
-When the network fails, every rank ends with an error after the timeout of its group. The launcher on a machine
-that no longer reaches the meeting point may then wait until the kernel gives the connection up, which takes many
-minutes; schedulers therefore end a job with its first failed task (Slurm: ``srun --kill-on-bad-exit``), and so
-does `Running.wait`.
+When the network fails, `launch` (and with it ``cookbook train --nnodes``) ends within half a minute, because its
+launchers listen to each other. A bare torchrun does not: every rank ends with an error after the timeout of its group,
+and the launcher on a machine that no longer reaches the meeting point may then wait until the kernel gives the connection
+up, which takes many minutes; schedulers therefore end a job with its first failed task (Slurm: ``srun
+--kill-on-bad-exit``), and so does `Running.wait`.
 
 Source: https://docs.pytorch.org/docs/stable/elastic/run.html; network_namespaces(7) and veth(4) of the Linux manual.
 """

@@ -10,6 +10,7 @@ import contextlib
 import errno
 import importlib.util
 import json
+import math
 import os
 import queue
 import signal
@@ -26,10 +27,17 @@ from typing import IO, Any
 import psutil
 
 from cookbook.distributed.context import launched
+from cookbook.distributed.traces import failed_for_good, processes, rank_process, results
 from cookbook.errors import UsageError
 from cookbook.training import RankError
 
 GRACE = 20.0  # seconds for ranks that were asked to stop, to save their work
+GRACE_APART = 5.0  # seconds for ranks that have lost the others: together they cannot save any more
+LOOK = 1.0  # seconds between two looks at what the ranks and the agent left
+
+
+class SilenceError(RankError):
+    """Another machine fell silent."""
 
 
 def launch(
@@ -51,7 +59,8 @@ def launch(
     checkpoint; when this process ends in any way, SIGKILL included, they end too.
 
     On several machines call it on each, with the same `hosts` and `endpoint`; the first rank on the machine of
-    the endpoint is rank 0. Each call returns the results of its own machine.
+    the endpoint is rank 0. Each call returns the results of its own machine. When a machine is silent for some
+    twenty seconds, because it is down or the network is cut, the call ends on all others, whatever the `timeout`.
 
     Args:
         worker: a function of an importable module, not of a notebook's cell.
@@ -66,12 +75,12 @@ def launch(
         hosts: machines (torchrun's ``--nnodes``).
         endpoint: ``HOST:PORT`` at which the machines meet (``--rdzv-endpoint``): a name or address of one of
             them, the same on all, and a free port. Not needed for one machine.
-        grace: seconds for ranks that were asked to stop.
+        grace: seconds for ranks that were asked to stop; at most five when another machine fell silent.
 
     Raises:
         UsageError: the worker or the arguments cannot be passed on, a number is out of range, or this is called
             by a rank.
-        RankError: a rank failed, was killed or hung, or the machines did not meet.
+        RankError: a rank failed, was killed or hung, the machines did not meet, or one fell silent.
         KeyboardInterrupt: Ctrl-C, after all ranks have ended.
     """
     for name, value, least in (("ranks", ranks, 1), ("max_restarts", max_restarts, 0), ("hosts", hosts, 1)):
@@ -87,7 +96,8 @@ def launch(
     meeting = _meeting(hosts, endpoint)
     with tempfile.TemporaryDirectory(prefix="cookbook-launch-") as place:
         folder = Path(place)
-        (folder / "task.json").write_text(json.dumps({"worker": name, "arguments": passed, "grace": grace}), encoding="utf-8")
+        task = {"worker": name, "arguments": passed, "grace": grace, "endpoint": endpoint if hosts > 1 else None}
+        (folder / "task.json").write_text(json.dumps(task), encoding="utf-8")
         below = [sys.executable, "-P", str(Path(__file__).with_name("supervised.py"))]
         options = [f"--nproc-per-node={ranks}", f"--max-restarts={max_restarts}", "--tee=3", f"--log-dir={folder / 'logs'}"]
         command = [*below, "agent", place, *meeting, *options, "--no-python", *below, "rank", place]
@@ -96,8 +106,8 @@ def launch(
             env=_environment(root, ranks, threads, hosts),
         )  # fmt: skip
         with _ending(agent, folder, grace):
-            _follow(agent, folder, timeout)
-        return _results(folder, agent.returncode, ranks * hosts)
+            _follow(agent, folder, timeout, max_restarts, grace)
+        return results(folder, agent.returncode, ranks * hosts)
 
 
 def worker_name(worker: Callable[..., Any]) -> tuple[str, Path]:
@@ -161,23 +171,38 @@ def _environment(root: Path, ranks: int, threads: int | None, hosts: int) -> dic
     }
 
 
-def _follow(agent: subprocess.Popen[bytes], folder: Path, timeout: float | None) -> None:
+def _follow(agent: subprocess.Popen[bytes], folder: Path, timeout: float | None, max_restarts: int, grace: float) -> None:
     """Print what the ranks print until they have ended.
+
+    An agent that no longer reaches the meeting point can wait for it for ever: when its ranks have failed for the
+    last time, it has `grace` seconds to end.
 
     Raises:
         RankError: they have not ended in time.
+        SilenceError: another machine fell silent.
     """
     lines: queue.Queue[str | None] = queue.Queue()
     assert agent.stdout is not None
     threading.Thread(target=_read, args=(agent.stdout, lines), daemon=True).start()
-    deadline = None if timeout is None else time.monotonic() + timeout
+    began = time.monotonic()
+    deadline = math.inf if timeout is None else began + timeout
+    busy = looked = began
     while True:
         with contextlib.suppress(queue.Empty):
             line = lines.get(timeout=0.1)
             if line is None:
                 break
             print(line, flush=True)
-        if deadline is not None and time.monotonic() > deadline:
+        now = time.monotonic()
+        if now - looked > LOOK:
+            looked = now
+            if (folder / "lost").exists():
+                raise SilenceError(json.loads((folder / "lost").read_text(encoding="utf-8")))
+            if not failed_for_good(folder, max_restarts):
+                busy = now
+            elif now - busy > grace:
+                agent.kill()
+        if now > deadline:
             asked = _print_stacks(folder)
             raise RankError(
                 f"{len(asked)} ranks had not ended after {timeout:g} s: the stacks above say where each of them is."
@@ -192,15 +217,10 @@ def _read(stream: IO[bytes], lines: queue.Queue[str | None]) -> None:
     lines.put(None)
 
 
-def _processes(folder: Path) -> dict[str, tuple[int, int]]:
-    """Return the newest process of each rank: its id, and how often the ranks had been started again before."""
-    return {path.name.partition("-")[2]: tuple(json.loads(path.read_text())) for path in sorted(folder.glob("process-*"))}
-
-
 def _print_stacks(folder: Path) -> list[str]:
     """Let all ranks write down where they are, and print it; return the ranks that were asked."""
     asked = []
-    for rank, (pid, _) in _processes(folder).items():
+    for rank, (pid, _) in processes(folder).items():
         if hasattr(signal, "SIGUSR1") and psutil.pid_exists(pid):
             os.kill(pid, signal.SIGUSR1)
             asked.append(rank)
@@ -216,16 +236,16 @@ def _ending(agent: subprocess.Popen[bytes], folder: Path, grace: float) -> Itera
     """See to it that no process is left when the block ends, in whatever way."""
     try:
         yield
-    except BaseException:
+    except BaseException as error:
         with contextlib.suppress(ProcessLookupError):
             agent.send_signal(signal.SIGTERM)  # torchrun passes it on
         with contextlib.suppress(subprocess.TimeoutExpired):
-            agent.wait(grace)
+            agent.wait(min(grace, GRACE_APART) if isinstance(error, SilenceError) else grace)
         raise
     finally:
         assert agent.stdin is not None
         agent.stdin.close()
-        for pid, _ in _processes(folder).values():
+        for pid, _ in processes(folder).values():
             _kill_group(pid, str(folder))
         if agent.poll() is None:
             agent.kill()
@@ -233,50 +253,13 @@ def _ending(agent: subprocess.Popen[bytes], folder: Path, grace: float) -> Itera
 
 
 def _kill_group(pid: int, mark: str) -> None:
-    """Kill a rank and the processes that it started, if this process is still that rank."""
-    with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied, ProcessLookupError):
-        process = psutil.Process(pid)
-        if mark not in " ".join(process.cmdline()):
-            return
+    """Kill a rank and the processes that it started."""
+    process = rank_process(pid, mark)
+    if process is None:
+        return
+    with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied):
         family = [process, *process.children(recursive=True)]
         for member in family:
             with contextlib.suppress(psutil.NoSuchProcess):
                 member.kill()
         psutil.wait_procs(family, timeout=5)
-
-
-def _results(folder: Path, status: int, world: int) -> list[Any]:
-    """Return what the ranks returned.
-
-    Raises:
-        RankError: one failed.
-    """
-    if status == 0:
-        files = sorted(folder.glob("result-*.json"), key=lambda path: int(path.stem.partition("-")[2]))
-        return [json.loads(path.read_text(encoding="utf-8")) for path in files]
-    raise RankError(_cause(folder, status, world))
-
-
-def _cause(folder: Path, status: int, world: int) -> str:
-    """Print the traceback of the rank that failed first, and return the sentence about it."""
-    newest = max((attempt for _, attempt in _processes(folder).values()), default=0)
-    found = [json.loads(path.read_text(encoding="utf-8")) for path in folder.glob(f"failure-*-{newest}.json")]
-    file = folder / "agent.json"
-    said = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {"exits": {}}
-    killed = {rank: -code for rank, code in said["exits"].items() if code < 0 and -code != signal.SIGTERM}
-    own = sorted((one for one in found if one["kind"] != RankError.__name__), key=lambda one: one["time"])
-    if not own and killed:
-        rank, number = next(iter(killed.items()))
-        hint = ", which the system does when memory runs out" if number == signal.SIGKILL else ""
-        return f"Rank {rank} of {world} was killed by {signal.Signals(number).name}{hint}: the others were stopped."
-    first = next(iter(own or sorted(found, key=lambda one: one["time"])), None)
-    if first is not None:
-        if not first["explained"]:
-            for line in first["traceback"].rstrip().splitlines():
-                print(f"[rank {first['rank']}] {line}")
-        message = first["message"] if first["explained"] else f"{first['kind']}: {first['message']}"
-        return f"Rank {first['rank']} of {world} failed: {message}"
-    if "message" in said:
-        return f"The processes could not be started together ({said['message']}): check hosts and endpoint."
-    exits = ", ".join(f"rank {rank} with status {code}" for rank, code in said["exits"].items()) or f"status {status}"
-    return f"The ranks were stopped ({exits}): see what they printed above."

@@ -1,11 +1,12 @@
 """The processes below a launch: ``python -P supervised.py agent|rank FOLDER …``, as `launch` starts them (lesson 03).
 
 The agent is torchrun (https://docs.pytorch.org/docs/stable/elastic/run.html) with one addition, which the ranks share:
-they end when the process that launched them is gone.
+they end when the process that launched them is gone. On several machines the agents also watch each other, see `Pulse`.
 
 The folder holds ``task.json``, what to call. Each rank leaves there who it is (``process-RANK``), where it hangs when it
 is asked (``stacks-RANK``), and how it ended (``result-RANK.json`` or ``failure-RANK-ATTEMPT.json``); the agent leaves
-``agent.json``. This file imports little, so that a process is up, and can be ended in good order, before torch is.
+``agent.json``, and ``lost`` when another machine fell silent. This file imports little, so that a process is up, and can
+be ended in good order, before torch is.
 """
 
 from __future__ import annotations
@@ -55,14 +56,22 @@ def end_when_abandoned(grace: float, ask: Callable[[], object] = lambda: None) -
 
 def run_agent(folder: Path, options: list[str]) -> int:
     """Run torchrun with its command-line options; return its exit status."""
+    task = _task(folder)
     # torchrun passes SIGTERM on to the ranks, who save their work
-    end_when_abandoned(_task(folder)["grace"], lambda: os.kill(os.getpid(), signal.SIGTERM))
+    end_when_abandoned(task["grace"], lambda: os.kill(os.getpid(), signal.SIGTERM))
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.run import parse_args, run
 
+    from cookbook.distributed.pulse import watched
+
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # `launch` tells what they would
+    # `launch` reads ``lost`` and ends this process, which may itself wait for the meeting point for ever
+    several = (
+        watched(task["endpoint"], lambda said: _write(folder / "lost", said)) if task["endpoint"] else contextlib.nullcontext()
+    )
     try:
-        run(parse_args(options))
+        with several:
+            run(parse_args(options))
     except ChildFailedError as error:
         ending: dict[str, object] = {"exits": {str(rank): ended.exitcode for rank, ended in error.failures.items()}}
     except Exception as error:

@@ -1,4 +1,4 @@
-"""Started by test_hosts.py on every host: one gradient of all ranks together, then exchanges until the cable is cut."""
+"""Started by test_hosts.py on every host, by torchrun or by itself: exchanges between all ranks until the cable is cut."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from cookbook.distributed import joined
+from cookbook.distributed import joined, launch
 from cookbook.errors import CookbookError
 
 SAMPLES = 8  # of one rank
@@ -46,8 +46,22 @@ def main(folder: Path, patience: float) -> None:
             time.sleep(0.05)
 
 
+def exchange(folder: str) -> None:
+    """Exchange for ever, with the patience that is ordinary, and leave ``met`` when it goes well."""
+    with joined(device="cpu") as context:
+        while True:
+            dist.all_reduce(torch.ones(1))
+            if context.first:
+                (Path(folder) / "met").touch()
+            time.sleep(0.05)
+
+
 if __name__ == "__main__":
     try:
-        main(Path(sys.argv[1]), float(sys.argv[2]))
+        if len(sys.argv) > 2:
+            main(Path(sys.argv[1]), float(sys.argv[2]))
+        from hosts_worker import exchange as imported_exchange  # a rank imports it, too
+
+        launch(imported_exchange, sys.argv[1], ranks=1, hosts=2, endpoint="host-a:29511", threads=1)
     except CookbookError as error:
         raise SystemExit(f"ERROR: {error}") from error

@@ -166,6 +166,25 @@ def test_torchrun_on_two_hosts_gives_the_gradients_of_one_process_and_a_cut_cabl
         assert "ERROR: Rank" in outcome.output and "a network that is cut" in outcome.output
 
 
+@needs_hosts
+@pytest.mark.timeout(START + 120)
+def test_a_cut_cable_ends_a_launch_on_both_hosts_within_a_minute_whatever_the_patience(
+    network: Network, tmp_path: Path
+) -> None:
+    """The ranks would wait for each other for ten minutes, and torchrun on the second host for the first for ever."""
+    with network.started([sys.executable, str(WORKER), str(tmp_path)], environment={"OMP_NUM_THREADS": "1"}) as running:
+        deadline = time.monotonic() + START
+        while not (tmp_path / "met").exists():
+            outputs = [running.output(host) for host in network.hosts]
+            assert time.monotonic() < deadline and not any(process.poll() for process in running.processes), outputs
+            time.sleep(0.1)
+        network.cut()
+        outcomes = running.wait(60, grace=60)
+    assert [outcome.status for outcome in outcomes] == [1, 1]
+    for outcome, silent in zip(outcomes, ("host-b", "the meeting point at host-a:29511"), strict=True):
+        assert f"ERROR: Nothing was heard of {silent} for 20 s: look for a machine" in outcome.output
+
+
 def test_without_the_tools_or_the_right_the_reason_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(UsageError, match=r"tools unshare and nsenter: install util-linux"), two_hosts():
