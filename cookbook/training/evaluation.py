@@ -109,5 +109,5 @@ def evaluate_across_ranks(model: nn.Module, loader: Loader) -> Evaluation:
 def _places(ranks: Ranks, sizes: list[int]) -> Tensor:
     """Return where this rank's images stand among all, as int64 indices."""
     starts = [0, *itertools.accumulate(sizes)]
-    parts = [torch.arange(start + ranks.rank, start + size, ranks.world) for start, size in zip(starts, sizes, strict=False)]
+    parts = [torch.arange(start, start + size)[ranks.rank :: ranks.world] for start, size in zip(starts, sizes, strict=False)]
     return torch.cat(parts).to(ranks.device)

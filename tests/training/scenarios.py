@@ -18,6 +18,7 @@ from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from cookbook.data import Loader, ResidentLoader
+from cookbook.distillation import Feature, distill
 from cookbook.training import Objective, Parallel, Recipe, evaluate, evaluate_across_ranks, fit
 
 PLAIN = Recipe(epochs=4, learning_rate=0.05)
@@ -201,6 +202,18 @@ def for_one(rank: int, folder: Path) -> Any:
         raise ConnectionAbortedError("planted")
 
     return _train(_smooth_model(), MIXED, checkpoint=folder / "two.state", on_epoch=stop)
+
+
+def distilled(rank: int, folder: Path) -> Any:
+    return _distilled()
+
+
+def _distilled() -> dict[str, Tensor]:
+    """Teach with a hint, whose regressor is trained in the group, too, in batches of 7."""
+    student, teacher = _smooth_model(), _smooth_model(seed=3)
+    hint = Feature(student="1", teacher="1", loss="hint", weight=0.5)
+    distill(student, teacher, small_loader(batch_size=7), replace(PLAIN, epochs=2), features=(hint,), progress=False)
+    return dict(student.state_dict())
 
 
 def _complaint(call: Callable[[], object]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
@@ -159,6 +160,26 @@ def test_a_state_goes_on_with_another_number_of_ranks(together: dict[str, Any]) 
     resumed = train(smooth(seed=5), scenarios.MIXED, checkpoint=Path(together["folder"]) / "two.state")
     assert difference(resumed["weights"], alone["weights"]) < 1e-5
     assert resumed["losses"] == pytest.approx(alone["losses"], rel=1e-5)
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_two_ranks_distil_as_one_process(together: dict[str, Any]) -> None:
+    alone = scenarios._distilled()
+    assert all(difference(found, alone) < 1e-5 for found in together["distilled"])
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_three_ranks_are_one_process_and_go_on_where_two_stopped(together: dict[str, Any], tmp_path: Path) -> None:
+    """Batches of 8 in parts of 3, 3 and 2, and 13 and 11 images in batches of 5."""
+    shutil.copy(together["folder"] / "two.state", tmp_path / "one.state")
+    three = run_on_ranks("scenarios", ["plain", "evaluation", "from_one"], tmp_path, world=3)
+    plain, grown = train(smooth(), scenarios.PLAIN), train(smooth(), scenarios.MIXED)
+    for rank in range(3):
+        assert difference(three["plain"][rank]["gradients"], plain["gradients"]) < 1e-6
+        assert difference(three["from_one"][rank]["weights"], grown["weights"]) < 1e-5
+        for (predictions, labels, loss, _), two in zip(three["evaluation"][rank], together["evaluation"][0], strict=True):
+            assert torch.equal(predictions, two[0]) and torch.equal(labels, two[1])
+            assert loss == pytest.approx(two[2], rel=1e-6)
 
 
 def test_what_goes_wrong_is_a_sentence_on_both_ranks(together: dict[str, Any]) -> None:
