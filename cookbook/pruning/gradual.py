@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
 from cookbook.errors import UsageError
-from cookbook.pruning.masks import MaskScope, grow_masks, mask_pairs
+from cookbook.pruning.masks import MaskScope, grow_masks, mask_pairs, movement_scores
 from cookbook.training import CrossEntropy, Objective
+
+GradualCriterion = Literal["magnitude", "movement"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +61,7 @@ class CubicSchedule:
 
 
 class GradualMasking:
-    """An objective for `fit` that lets the masks grow by magnitude as the training goes on.
+    """An objective for `fit` that lets the masks grow as the training goes on.
 
     The step is counted by each call with the model in training mode, and kept in the masks, so that a training that
     is resumed from its checkpoint goes on with the masks and the schedule that it had. With gradient accumulation
@@ -67,14 +70,26 @@ class GradualMasking:
     Args:
         schedule: the share of zeros at each step.
         scope: ``local`` in each layer, ``global`` over all layers together.
+        criterion: ``magnitude``: the smallest weights leave; ``movement``: those that the training has drawn the most
+            towards zero so far, for a model from ``attach_masks(model, movement=True)``; see `mask_weights`.
         objective: the loss; cross-entropy by default.
 
     Raises:
-        UsageError: when it is called with a model that has no masks; see `attach_masks`.
+        UsageError: the criterion is unknown; or, when it is called, the model has no masks, or, for ``movement``, no
+            scores that have moved.
     """
 
-    def __init__(self, schedule: CubicSchedule, *, scope: MaskScope = "local", objective: Objective | None = None) -> None:
-        self.schedule, self.scope = schedule, scope
+    def __init__(
+        self,
+        schedule: CubicSchedule,
+        *,
+        scope: MaskScope = "local",
+        criterion: GradualCriterion = "magnitude",
+        objective: Objective | None = None,
+    ) -> None:
+        if criterion not in get_args(GradualCriterion):
+            raise UsageError(f"criterion is {criterion!r}: use {' or '.join(get_args(GradualCriterion))}.")
+        self.schedule, self.scope, self.criterion = schedule, scope, criterion
         self.objective = objective or CrossEntropy()
 
     def __call__(self, model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
@@ -84,9 +99,11 @@ class GradualMasking:
             raise UsageError(f"{type(model).__name__} has no masks that could grow: pass attach_masks(model) to fit.")
         if model.training:
             step = int(masks[0].steps)
+            sparsity = self.schedule.sparsity_at(step)
             if self.schedule.is_due(step):
                 with torch.no_grad():
-                    grow_masks(model, self.schedule.sparsity_at(step), scope=self.scope)
+                    scores = movement_scores(model) if self.criterion == "movement" and sparsity > 0 else None
+                    grow_masks(model, sparsity, scope=self.scope, scores=scores)
             for mask in masks:
                 mask.steps += 1
         return self.objective(model, images, labels)

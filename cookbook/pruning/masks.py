@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal, get_args
 
@@ -19,7 +20,7 @@ from cookbook.pruning.groups import require_layer
 from cookbook.pruning.importance import Batches
 
 MaskScope = Literal["local", "global"]
-Criterion = Literal["magnitude", "taylor"]
+Criterion = Literal["magnitude", "taylor", "movement"]
 
 
 class Mask(nn.Module):
@@ -27,22 +28,38 @@ class Mask(nn.Module):
 
     What is removed is a float buffer that only grows, and any positive number counts. So the moving average of
     a training, which averages buffers too, removes what the model removed.
+
+    With `movement` there are scores, a parameter with one value for each weight, that do not change what is computed.
+    Their gradient is that of the loss for the masked weight times the weight, so that every step of the optimizer, which
+    has them like any other parameter, lowers the score of a weight by as much as the step draws it towards zero (Sanh
+    et al., movement pruning, arXiv 2005.07683: score −= learning rate · gradient · weight). They are flat, because `fit`
+    decays what has two or more dimensions.
+
+    Args:
+        weight: that it will mask.
+        movement: keep scores.
     """
 
     removed: Tensor
     steps: Tensor
+    scores: nn.Parameter | None
 
-    def __init__(self, weight: Tensor) -> None:
+    def __init__(self, weight: Tensor, *, movement: bool = False) -> None:
         super().__init__()
         self.register_buffer("removed", torch.zeros_like(weight, requires_grad=False))
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
+        self.scores = nn.Parameter(weight.new_zeros(weight.numel())) if movement else None
 
     def forward(self, weight: Tensor) -> Tensor:
         """Return a weight of the same shape, zero where it is removed; no gradient flows to what is removed."""
-        return weight * (self.removed == 0)
+        masked = weight * (self.removed == 0)
+        if self.scores is None:
+            return masked
+        nothing = self.scores - self.scores.detach()
+        return masked + weight.detach() * nothing.view_as(weight)
 
 
-def attach_masks(model: nn.Module, *, exclude: Sequence[str] = ()) -> nn.Module:
+def attach_masks(model: nn.Module, *, exclude: Sequence[str] = (), movement: bool = False) -> nn.Module:
     """Return a copy whose convolutions and linear layers have masks that remove nothing yet.
 
     Build the optimizer, or call `fit`, after this. The copy's weights are named ``parametrizations.weight.original``;
@@ -51,6 +68,7 @@ def attach_masks(model: nn.Module, *, exclude: Sequence[str] = ()) -> nn.Module:
     Args:
         model: any network.
         exclude: names of layers, or of modules with everything in them, that get no mask.
+        movement: let a training keep the scores that the criterion ``movement`` needs. They count when gradients are clipped.
 
     Raises:
         UsageError: there is no such layer, no layer is left, or one is parametrized already.
@@ -70,7 +88,7 @@ def attach_masks(model: nn.Module, *, exclude: Sequence[str] = ()) -> nn.Module:
         raise UsageError(f"{type(model).__name__} has masks or parametrizations already: make them permanent first.")
     for layer in layers:
         assert isinstance(layer.weight, Tensor)
-        parametrize.register_parametrization(layer, "weight", Mask(layer.weight))
+        parametrize.register_parametrization(layer, "weight", Mask(layer.weight, movement=movement))
     return model
 
 
@@ -90,18 +108,23 @@ def mask_weights(
         sparsity: share of zeros, between 0 and 1, to the nearest whole number of weights.
         scope: ``local`` in each layer, ``global`` over all layers together.
         criterion: ``magnitude`` removes the smallest absolute weights (Han et al., arXiv 1506.02626); ``taylor`` the smallest
-            absolute products of a weight and its gradient, summed over batches (Molchanov et al., arXiv 1611.06440).
+            absolute products of a weight and its gradient, summed over batches (Molchanov et al., arXiv 1611.06440);
+            ``movement`` those that a training has drawn the most towards zero (Sanh et al., arXiv 2005.07683), for a
+            model from ``attach_masks(model, movement=True)`` that was trained. Unlike there, none comes back.
         batches: for ``taylor``, as in `channel_scores`.
         exclude: as in `attach_masks`; for a model without masks.
 
     Raises:
-        UsageError: as `attach_masks`; or a value is out of range, or the model has more zeros already.
+        UsageError: as `attach_masks`; or a value is out of range, the model has more zeros already, or no training has
+            moved its scores.
         DataError: there is no batch.
     """
     if criterion not in get_args(Criterion):
-        raise UsageError(f"criterion is {criterion!r}: use magnitude or taylor.")
+        raise UsageError(f"criterion is {criterion!r}: use {', '.join(get_args(Criterion))}.")
     masked = copy.deepcopy(model) if has_masks(model) else attach_masks(model, exclude=exclude)
-    scores = None if criterion == "magnitude" else _taylor(masked, batches)
+    scores = (
+        None if criterion == "magnitude" else movement_scores(masked) if criterion == "movement" else _taylor(masked, batches)
+    )
     grow_masks(masked, sparsity, scope=scope, scores=scores)
     return masked
 
@@ -170,13 +193,13 @@ def grow_masks(
     _require_masks(model)
     pairs = mask_pairs(model)
     ranks = {
-        name: (weight.detach().abs() if scores is None else scores[name]).masked_fill(mask.removed > 0, -1)
+        name: (weight.detach().abs() if scores is None else scores[name]).masked_fill(mask.removed > 0, -math.inf)
         for name, (mask, weight) in pairs.items()
     }
     for names in [list(pairs)] if scope == "global" else [[name] for name in pairs]:
         flat = torch.cat([ranks[name].flatten() for name in names])
         count = round(sparsity * len(flat))
-        before = int((flat < 0).sum())
+        before = int((flat == -math.inf).sum())
         if before > count:
             raise UsageError(
                 f"{before} of {len(flat)} weights from {names[0]} on are removed already, more than a sparsity of {sparsity} "
@@ -187,6 +210,21 @@ def grow_masks(
         for name, part in zip(names, gone.split([ranks[name].numel() for name in names]), strict=True):
             mask = pairs[name][0]
             mask.removed.copy_(part.view_as(mask.removed))
+
+
+def movement_scores(model: nn.Module) -> dict[str, Tensor]:
+    """Return for each masked layer a tensor like its weight: how far a training has moved each away from zero.
+
+    Raises:
+        UsageError: a mask keeps no scores, or no training has moved any.
+    """
+    pairs = mask_pairs(model)
+    kept = {name: mask.scores.detach().view_as(weight) for name, (mask, weight) in pairs.items() if mask.scores is not None}
+    if not kept or len(kept) < len(pairs):
+        raise UsageError("criterion 'movement' needs scores: train a model from attach_masks(model, movement=True) first.")
+    if not any(bool(score.any()) for score in kept.values()):
+        raise UsageError("criterion 'movement' needs weights that have moved: take training steps before masks grow.")
+    return kept
 
 
 def has_masks(model: nn.Module) -> bool:

@@ -93,9 +93,10 @@ def test_other_objectives_go_under_it() -> None:
     assert torch.equal(objective(model, images, labels), inner(model, images, labels))
 
 
-def test_a_resumed_training_ends_with_the_same_masks_to_the_bit(tmp_path: Path, one_thread: None) -> None:
+@pytest.mark.parametrize("criterion", ["magnitude", "movement"])
+def test_a_resumed_training_ends_with_the_same_masks_to_the_bit(criterion: str, tmp_path: Path, one_thread: None) -> None:
     path, half = tmp_path / "run.pt", tmp_path / "half.pt"
-    schedule = CubicSchedule(final=0.8, begin=1, end=7)
+    schedule, movement = CubicSchedule(final=0.8, begin=1, end=7), criterion == "movement"
 
     class Keeping(GradualMasking):
         calls = 0
@@ -106,9 +107,10 @@ def test_a_resumed_training_ends_with_the_same_masks_to_the_bit(tmp_path: Path, 
             self.calls += 1
             return super().__call__(model, images, labels)
 
-    whole, resumed = attach_masks(make(RESNET)), attach_masks(make(RESNET, seed=1))
-    fit(whole, loader(), RECIPE, objective=Keeping(schedule), checkpoint=path, checkpoint_every=1)
-    objective = Watching(schedule)
+    whole, resumed = (attach_masks(make(RESNET, seed=seed), movement=movement) for seed in (0, 1))
+    keeping = Keeping(schedule, criterion=criterion)  # type: ignore[arg-type]
+    fit(whole, loader(), RECIPE, objective=keeping, checkpoint=path, checkpoint_every=1)
+    objective = Watching(schedule, criterion=criterion)
     fit(resumed, loader(), RECIPE, objective=objective, checkpoint=half, checkpoint_every=1)
     assert 0 < len(objective.seen) < 9
     state = resumed.state_dict()

@@ -171,7 +171,7 @@ def test_the_report_counts_zeros_and_bytes(tmp_path: Path) -> None:
         ({"sparsity": -0.1}, "sparsity is -0.1"),
         ({"sparsity": float("nan")}, "sparsity is nan"),
         ({"sparsity": 0.5, "scope": "layer"}, "scope is 'layer': use local or global"),
-        ({"sparsity": 0.5, "criterion": "chance"}, "criterion is 'chance': use magnitude or taylor"),
+        ({"sparsity": 0.5, "criterion": "chance"}, "criterion is 'chance': use magnitude, taylor, movement"),
         ({"sparsity": 0.5, "exclude": ["tail"]}, "no layer 'tail' in ResNet"),
         ({"sparsity": 0.5, "exclude": ["stem", "blocks", "head"]}, "no convolution and no linear layer"),
     ],
