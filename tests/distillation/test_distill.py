@@ -168,8 +168,8 @@ def test_a_checkpoint_belongs_to_its_teacher_and_settings(tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("recipe", [
     Recipe(epochs=2, learning_rate=0.05, precision="bf16"), Recipe(epochs=2, learning_rate=0.05, channels_last=True),
-    Recipe(epochs=2, learning_rate=0.05, accumulate=2, clip_norm=1.0),
-], ids=["bf16", "channels-last", "accumulate"])  # fmt: skip
+    Recipe(epochs=2, learning_rate=0.05, accumulate=2, clip_norm=1.0), Recipe(epochs=2, learning_rate=0.05, precision="fp16"),
+], ids=["bf16", "channels-last", "accumulate", "fp16"])  # fmt: skip
 def test_it_works_with_the_recipes_of_fit(recipe: Recipe) -> None:
     student = small_net()
     history = distill(
