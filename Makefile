@@ -46,7 +46,7 @@ check: $(READY) ## lint, formatting and types
 bench: $(READY) ## print the library's own overheads as interleaved ratios
 	@$(BIN)/cookbook bench
 
-bench-peers: $(READY) ## install other training libraries and compare their cost per step
+bench-peers: $(READY) ## install other libraries and compare their training loops and compressors
 	@$(UV) pip install --quiet --python $(BIN)/python --group peers
 	@$(BIN)/python -m cookbook.bench.peers
 

@@ -6,6 +6,7 @@ import functools
 from collections.abc import Callable, Iterator
 
 from cookbook.bench.loops import cost_per_step, fit_against_bare_loop, two_ranks_against_one
+from cookbook.bench.quantizers import quantizers_against_float
 from cookbook.bench.runtimes import resident_against_dataloader, runtimes_against_eager
 from cookbook.data import load_fashion_mnist
 from cookbook.environment import provenance
@@ -38,4 +39,5 @@ def run_bench(*, threads: int = 1, rounds: int = 15, say: Callable[[str], object
         yield resident_against_dataloader(splits.train, threads, rounds, measured)
         for batch in (1, 64):
             yield from runtimes_against_eager(splits, ResNetConfig(), batch, threads, rounds, measured, say)
+        yield from quantizers_against_float(splits, ResNetConfig(), (1, 64), threads, rounds, measured)
         yield two_ranks_against_one(rounds, measured)

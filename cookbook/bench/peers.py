@@ -1,19 +1,23 @@
-"""What a training step costs in Lightning Fabric, PyTorch Ignite and Accelerate, beside `fit` (`make bench-peers`)."""
+"""What users would pick instead: the cost of a step in other training loops, and other compressors (`make bench-peers`)."""
 
 from __future__ import annotations
 
 import argparse
 import functools
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
 
 import torch.nn.functional as F
 from torch import nn
 
+from cookbook.bench.compressors import REHEARSAL, Sizes, baseline_given, peers_table, run_compressors
 from cookbook.bench.loops import STEPS, Loop, cost_per_step
 from cookbook.data import ResidentLoader, load_fashion_mnist
 from cookbook.environment import provenance
 from cookbook.errors import UsageError
 from cookbook.evidence import BenchRatio, Ledger
+from cookbook.experiments.command import require_profile, run
 from cookbook.training import Recipe, build_optimizer
 
 
@@ -111,17 +115,40 @@ def run_peers(*, rounds: int = 15, steps: int = STEPS, say: Callable[[str], obje
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Print the costs and keep them in a ledger: ``python -m cookbook.bench.peers``."""
+    """Compare with other libraries and keep the rows in a ledger: ``python -m cookbook.bench.peers``.
+
+    Raises:
+        UsageError: evidence is asked for in the quick profile or of a rehearsal, or another wrong argument.
+    """
     parser = argparse.ArgumentParser(prog="python -m cookbook.bench.peers", description=__doc__)
-    parser.add_argument("--rounds", type=int, default=15, help="samples of each loop")
+    parser.add_argument("--only", choices=("loops", "compressors"), help="one of the two comparisons; both by default")
+    parser.add_argument("--rounds", type=int, help="samples of each side; 15 of each loop, 30 of each compressor by default")
+    parser.add_argument("--epochs", type=int, default=1, help="of fine-tuning after pruning, for every compressor that prunes")
+    parser.add_argument(
+        "--artefact", type=Path, action="append", default=[], help="model.onnx of 'cookbook compress'; repeatable"
+    )
+    parser.add_argument("--rehearse", action="store_true", help="in miniature, to see that everything runs")
     parser.add_argument("--record", action="store_true", help="write to the committed evidence, not to this machine's ledger")
     chosen = parser.parse_args(arguments)
+    if chosen.record:
+        require_profile(chosen.rehearse)
     ledger = Ledger.recorded() if chosen.record else Ledger.local()
-    for row in run_peers(rounds=chosen.rounds):
-        ledger.append(row)
-        print(f"{row.name:28} {row.ratio}  {row.what}")
+    if chosen.only != "compressors":
+        short = {"rounds": 3, "steps": 50} if chosen.rehearse else {}
+        asked = {"rounds": chosen.rounds} if chosen.rounds else {}
+        for row in run_peers(**{**short, **asked}):
+            ledger.append(row)
+            print(f"{row.name:28} {row.ratio}  {row.what}")
+    if chosen.only != "loops":
+        sizes = replace(REHEARSAL if chosen.rehearse else Sizes(), epochs=chosen.epochs)
+        sizes = replace(sizes, rounds=chosen.rounds or sizes.rounds)
+        splits = load_fashion_mnist()
+        rows = run_compressors(baseline_given(splits, sizes), splits, sizes=sizes, artefacts=chosen.artefact)
+        for measured in rows:
+            ledger.append(measured)
+        print(peers_table(rows))
     print(f"Written to {ledger.path}.")
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

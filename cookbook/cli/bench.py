@@ -15,7 +15,7 @@ def bench(
         bool, typer.Option("--record", help="Write to the committed evidence instead of this machine's ledger.")
     ] = False,
 ) -> None:
-    """Print interleaved ratios: fit over a bare loop, resident loader over DataLoader, ONNX Runtime over torch.
+    """Print interleaved ratios: fit over a bare loop, resident loader over DataLoader, ONNX Runtime over torch, quantizers.
 
     Run it on an idle machine; it takes a few minutes.
 

@@ -23,7 +23,7 @@ from cookbook.quantization.pt2e import convert_pt2e, prepare_pt2e, x86_quantizer
 from cookbook.quantization.ptq import CHUNK, calibrate, quantize_on
 from cookbook.quantization.scheme import Scheme
 
-FLOAT, OURS = "float32", "this cookbook"
+FLOAT, OURS, STATIC = "float32", "this cookbook", "ONNX Runtime static, U8S8"
 
 
 def quantize_by_onnxruntime(
@@ -58,7 +58,7 @@ def quantize_by_onnxruntime(
         try:
             with without_advice():
                 quantize_static(
-                    source, target, _Images(images), quant_format=QuantFormat.QDQ, per_channel=per_channel,
+                    source, target, CalibrationImages(images), quant_format=QuantFormat.QDQ, per_channel=per_channel,
                     reduce_range=reduce_range, weight_type=QuantType.QInt8,
                     activation_type=QuantType.QUInt8 if activations == "u8" else QuantType.QInt8,
                 )  # fmt: skip
@@ -89,7 +89,12 @@ def quantize_for_inductor(model: nn.Module, images: Tensor, path: str | os.PathL
 
 
 def files_by_quantizer(
-    model: nn.Module, images: Tensor, folder: str | os.PathLike[str], *, scheme: Scheme | None = None
+    model: nn.Module,
+    images: Tensor,
+    folder: str | os.PathLike[str],
+    *,
+    scheme: Scheme | None = None,
+    exported: Path | None = None,
 ) -> Mapping[str, Path]:
     """Write the model in float32 and as each quantizer makes it; the names are those of the table's rows.
 
@@ -98,15 +103,16 @@ def files_by_quantizer(
         images: float32 (N, C, H, W), from the training split, to calibrate on.
         folder: where the files go; it must exist.
         scheme: of our own file; None: `Scheme()`.
+        exported: the model in float32 where it was exported already; None: it is exported into the folder.
 
     Raises:
         DeploymentError: one of them fails.
     """
-    plain = Path(folder) / "quantizer_0.onnx"
+    plain = exported or Path(folder) / "quantizer_0.onnx"
     makers: dict[str, Callable[[Path], Path]] = {
-        FLOAT: lambda path: export(model, images, path),
+        FLOAT: lambda path: exported or export(model, images, path),
         OURS: lambda path: quantize_on(model, images, scheme=scheme).export(path),
-        "ONNX Runtime static, U8S8": lambda path: quantize_by_onnxruntime(model, images, path, exported=plain),
+        STATIC: lambda path: quantize_by_onnxruntime(model, images, path, exported=plain),
         "ONNX Runtime static, its defaults": lambda path: quantize_by_onnxruntime(
             model, images, path, activations="s8", per_channel=False, exported=plain
         ),
@@ -116,12 +122,17 @@ def files_by_quantizer(
     return {name: make(Path(folder) / f"quantizer_{number}.onnx") for number, (name, make) in enumerate(makers.items())}
 
 
-class _Images(CalibrationDataReader):  # type: ignore[misc]
-    """Hands images to ONNX Runtime's tool, batch by batch."""
+class CalibrationImages(CalibrationDataReader):  # type: ignore[misc]
+    """Hands images to ONNX Runtime's tool, batch by batch.
+
+    Args:
+        images: float32 (N, C, H, W).
+    """
 
     def __init__(self, images: Tensor) -> None:
         self._batches = iter(images.detach().cpu().split(CHUNK))
 
     def get_next(self) -> dict[str, np.ndarray] | None:
+        """Return the next batch by the name of the graph's input, or None behind the last."""
         batch = next(self._batches, None)
         return None if batch is None else {INPUT_NAME: batch.numpy()}

@@ -146,10 +146,10 @@ print(f"{bytes_ratio:.1f} times fewer bytes; at most 0.27 of them:", 1 / bytes_r
 # as bright or shifted, in the rows that suit this processor; where sums are cut off, the whole range of weights shows it.
 
 # %%
-test = ResidentLoader(splits.test.subset(by_profile(quick=500, full=10_000)), 250)
-images, _ = next(test.batches(0))
+test = ResidentLoader(splits.test.subset(by_profile(quick=250, full=10_000)), 250)
+images = next(test.batches(0))[0][:by_profile(quick=50, full=250)]
 for reduced, found in by_range.items():
-    runtime = Runtime(found.export(folder / f"baseline-{'reduced' if reduced else 'whole'}.onnx"), threads=1)
+    runtime = Runtime(integers if found is quantized else found.export(folder / "baseline-other-range.onnx"), threads=1)
     for name, batch in (("as they are", images), ("ten times", 10 * images), ("shifted", images + 3)):
         print(f"{'half' if reduced else 'whole'} range, {name:12}", parity(found.module, runtime, batch))
 
@@ -196,7 +196,7 @@ Table(("BatchNorm", "convolutions in 8 bits", "nodes in float", "conversions"), 
 
 # %%
 images, _ = next(calibration.batches(0))
-files = dict(files_by_quantizer(model, images, folder, scheme=quantized.scheme))
+files = dict(files_by_quantizer(model, images, folder, scheme=quantized.scheme, exported=floats))
 files["BatchNorm written out"] = unfused
 print("\n".join(f"{name:34}{bytes_on_disk(file):>10,} bytes" for name, file in files.items()))
 
@@ -257,7 +257,7 @@ print(f"{bytes_on_disk(mlp[FLOAT]) / bytes_on_disk(mlp['dynamic']):.2f} times fe
 
 # %%
 SEEDS = (0, 1, 2)
-CONFIG = by_profile(quick=ResNetConfig(depth=8, width=8), full=ResNetConfig(depth=8, width=16))
+CONFIG = by_profile(quick=ResNetConfig(depth=8, width=8, stem_stride=2), full=ResNetConfig(depth=8, width=16))
 validation = ResidentLoader(splits.validation.subset(by_profile(quick=500, full=5000)), 250)
 BASE = Recipe(epochs=by_profile(quick=4, full=8), learning_rate=0.1, channels_last=by_profile(quick=False, full=True))
 EXTRA = replace(BASE, epochs=by_profile(quick=1, full=3), learning_rate=0.01)
@@ -345,7 +345,8 @@ def after_training(network, bits, learned):
 WIDTHS = by_profile(quick=(8, 4, 2), full=(8, 6, 4, 3, 2))
 scores = {"to nearest": {}, "AdaRound": {}}
 for bits in WIDTHS:
-    scores["to nearest"][bits] = [accuracy(after_training(network, bits, False).module) for network in students]
+    rounded = quantized_students if bits == 8 else [after_training(network, bits, False).module for network in students]
+    scores["to nearest"][bits] = [accuracy(network) for network in rounded]
     if bits <= 4:
         scores["AdaRound"][bits] = [accuracy(after_training(network, bits, True).module) for network in students]
 

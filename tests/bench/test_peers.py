@@ -43,6 +43,6 @@ def test_the_command_keeps_its_rows(
     monkeypatch.setenv("COOKBOOK_LEDGER", str(tmp_path / "ledger.jsonl"))
     monkeypatch.setattr(peers, "PEERS", {})
     monkeypatch.setattr(peers, "run_peers", functools.partial(peers.run_peers, steps=5))
-    peers.main(["--rounds", "3"])
+    peers.main(["--only", "loops", "--rounds", "3"])
     assert [row.name for row in Ledger.local().bench()] == ["fit, cost of a step"]
     assert "µs" in capsys.readouterr().out

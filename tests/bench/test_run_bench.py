@@ -24,11 +24,12 @@ def test_every_comparison_is_made_at_both_batches_with_the_threads_that_were_ask
 
     for name in ("fit_against_bare_loop", "resident_against_dataloader", "two_ranks_against_one"):
         monkeypatch.setattr(bench, name, one)
-    for name in ("cost_per_step", "runtimes_against_eager"):
+    for name in ("cost_per_step", "runtimes_against_eager", "quantizers_against_float"):
         monkeypatch.setattr(bench, name, several)
-    assert len(list(bench.run_bench(threads=2, rounds=7))) == 7
+    assert len(list(bench.run_bench(threads=2, rounds=7))) == 8
     networks = [bench.ResNetConfig(), bench.SMALL]
     assert [call[0] for call in made[:2]] == networks
     assert [call[-3:] for call in made[:2]] == [(2, 7, 2)] * 2
     assert made[2][:2] == ({}, 7)
     assert [call[:4] for call in made[4:6]] == [(networks[0], batch, 2, 7) for batch in (1, 64)]
+    assert made[6][:4] == (networks[0], (1, 64), 2, 7)
