@@ -11,7 +11,7 @@ PACKAGE = ROOT / "cookbook"
 FLOORS = (
     "errors", "files", "environment", "progress", "data", "models", "measure", "precision", "training", "distributed",
     "distillation", "deploy", "pruning", "quantization", "evidence", "throughput", "speed", "serving", "plots", "pipeline",
-    "experiments", "probe", "doctor", "zoo", "execution", "notebooks", "course", "bench", "record", "accelerator",
+    "search", "experiments", "probe", "doctor", "zoo", "execution", "notebooks", "course", "bench", "record", "accelerator",
     "__init__", "cli",
 )  # fmt: skip
 
