@@ -40,6 +40,10 @@ def compress(
         float | None, typer.Option(help="Points of accuracy that may be lost on validation.", rich_help_panel=BUDGET)
     ] = 0.5,
     bytes: Annotated[float | None, typer.Option(help="Bound on the file, as a ratio to fp32.", rich_help_panel=BUDGET)] = None,
+    macs: Annotated[
+        float | None,
+        typer.Option(help="Prune to this share of the operations, not to what the budget asks.", rich_help_panel=BUDGET),
+    ] = None,
     stages: Annotated[str, typer.Option(help="In their order, with commas between.")] = "prune,distill,quantize",
     ptq: Annotated[bool, typer.Option("--ptq", help="Quantize after training instead of by training.")] = False,
     entropy_coded: Annotated[bool, typer.Option("--entropy-coded", help="Also write the file packed.")] = False,
@@ -78,7 +82,7 @@ def compress(
     from cookbook.pipeline import compress as run
 
     budget = Budget(latency or None, accuracy_drop, bytes)
-    chosen = parse_stages(stages, ptq)
+    chosen = parse_stages(stages, ptq, macs)
     if threads is not None:
         torch.set_num_threads(threads)
     target = pick_device(device)
@@ -110,16 +114,24 @@ def compress(
         raise typer.Exit(MISSED)
 
 
-def parse_stages(text: str, ptq: bool) -> tuple[Any, ...]:
+def parse_stages(text: str, ptq: bool, macs: float | None = None) -> tuple[Any, ...]:
     """Read ``prune,quantize`` as stages.
 
     Raises:
-        UsageError: a stage does not exist, or there is none.
+        UsageError: a stage does not exist, there is none, or the share of operations is out of range.
     """
-    from cookbook.pipeline import Quantize, build_stages
+    from cookbook.pipeline import Prune, Quantize, build_stages
+    from cookbook.pruning import MACs
 
-    built = build_stages([name.strip() for name in text.split(",") if name.strip()])
-    return tuple(Quantize("ptq") if ptq and isinstance(stage, Quantize) else stage for stage in built)
+    built = list(build_stages([name.strip() for name in text.split(",") if name.strip()]))
+    for number, stage in enumerate(built):
+        if ptq and isinstance(stage, Quantize):
+            built[number] = Quantize("ptq")
+        if macs is not None and isinstance(stage, Prune):
+            built[number] = Prune(MACs(macs))
+    if macs is not None and not any(isinstance(stage, Prune) for stage in built):
+        raise UsageError(f"--macs says how far to prune, but the stages are {text}: add prune, or leave --macs out.")
+    return tuple(built)
 
 
 def read_data(source: str, size: int, validation_images: int | None) -> Splits:

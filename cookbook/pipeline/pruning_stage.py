@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, replace
 
 from torch import Tensor, nn
 
-from cookbook.errors import UsageError
+from cookbook.errors import CookbookError, UsageError
 from cookbook.measure import count_parameters
 from cookbook.pipeline.stage import Outcome, Work
 from cookbook.pruning import (
@@ -31,8 +31,8 @@ AIM, TOLERANCE = 0.95, 0.05  # a little below the bound, so that what is reached
 RELAXED = 1.3  # factor on a share that no widths reach, until some do
 
 
-class UndecidedError(UsageError):
-    """A latency could not be told on this machine now; another share would not help."""
+class UndecidedError(CookbookError):
+    """A latency could not be told on this machine now; neither another share nor another argument would help."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,11 @@ class _Decisive:
             try:
                 return confirm(candidate)
             except UsageError as error:
-                raise UndecidedError(str(error)) from error
+                raise UndecidedError(
+                    "The latency that a pruned network would have cannot be told while other work disturbs this machine: close "
+                    "what else computes here and call again, which goes on at this point, or prune to counted operations, such "
+                    "as Prune(MACs(0.5)) or --macs 0.5."
+                ) from error
 
         return decisive
 
@@ -114,7 +118,8 @@ class Prune:
         """Return the pruned model, its BatchNorm statistics estimated again.
 
         Raises:
-            UsageError: the model cannot be pruned safely, or a latency cannot be told on this machine now.
+            UsageError: the model cannot be pruned safely.
+            UndecidedError: a latency cannot be told on this machine now.
         """
         pruned, note = work.kept("pruned", lambda: self._cut(model, work))
         recipe = self._recipe(work.recipe, work.later)
@@ -122,7 +127,7 @@ class Prune:
             return Outcome(pruned, work.scheme, note=note)
         pruned.to(work.device)
         started = time.perf_counter()
-        fine_tune(pruned, work.training(), recipe, checkpoint=work.state, progress=work.progress)
+        fine_tune(pruned, work.training(), work.fitting(recipe, pruned), checkpoint=work.state, progress=work.progress)
         here = time.perf_counter() - started
         return Outcome(pruned.cpu(), work.scheme, None, note, work.spent(), here)
 

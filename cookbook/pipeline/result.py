@@ -62,6 +62,7 @@ class Compressed:
         chosen: number of the stage whose file this is, counted from 0; −1: the unchanged model.
         test: measurements of the baseline and of the file on test.
         packed: the file once more, entropy-coded; None: it was not asked for.
+        guessing: share of the most frequent class on validation, which a model reaches that has learned nothing.
     """
 
     path: Path
@@ -74,6 +75,7 @@ class Compressed:
     chosen: int
     test: tuple[Measurement, Measurement]
     packed: Path | None = None
+    guessing: float = 0.0
 
     @property
     def met(self) -> bool:
@@ -87,10 +89,15 @@ class Compressed:
 
     @property
     def verdict(self) -> str:
-        """One sentence: met, or which bounds fail by how much."""
-        if self.met:
-            return f"The budget is met: {self.budget}."
-        return f"The budget is not met: {'; '.join(map(str, self.violations))}."
+        """Met, or which bounds fail by how much; and a warning where the unchanged model knows no more than a guess."""
+        found = f"met: {self.budget}" if self.met else f"not met: {'; '.join(map(str, self.violations))}"
+        low, _ = self.baseline.accuracy_interval or (1.0, 1.0)
+        if low > self.guessing:
+            return f"The budget is {found}."
+        return (
+            f"The budget is {found}. But the unchanged model, right on {self.baseline.accuracy:.1%} of validation, is not "
+            f"shown to be better than guessing ({self.guessing:.1%}), so that its accuracy is no measure: train it first."
+        )
 
     def __str__(self) -> str:
         found = self.relative

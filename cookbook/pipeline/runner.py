@@ -182,9 +182,10 @@ class Compression:
             StageResult(stage.name, one.file, row, one.seconds, one.outcome.training_seconds, one.outcome.note)
             for stage, one, row in zip(self.settings.stages, done, rows, strict=True)
         ]
+        guessing = self.data.validation.labels.bincount().max().item() / len(self.data.validation)
         return {
             "chosen": chosen, "baseline": baseline.to_dict(), "stages": [stage.to_dict() for stage in stages],
-            "test": [row.to_dict() for row in tests],
+            "test": [row.to_dict() for row in tests], "guessing": guessing,
         }  # fmt: skip
 
     def _compressed(self, result: dict[str, Any]) -> Compressed:
@@ -197,7 +198,7 @@ class Compression:
             path=path / "model.onnx", measurement=measurement, baseline=baseline, budget=self.settings.budget,
             violations=self.settings.budget.check(Relative.of(measurement, baseline)), report=path / "report.html",
             stages=stages, chosen=chosen, test=(base, own),
-            packed=path / "model.packed" if self.settings.entropy_coded else None,
+            packed=path / "model.packed" if self.settings.entropy_coded else None, guessing=float(result.get("guessing", 0.0)),
         )  # fmt: skip
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -12,11 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from cookbook.data import Augmentation, ResidentLoader, Splits
+from cookbook.environment import derive_seed
+from cookbook.errors import UsageError
 from cookbook.pipeline.budget import Budget
 from cookbook.pipeline.folder import load_weights, read_note, save_weights
 from cookbook.quantization.scheme import Scheme
 from cookbook.training import Recipe
 from cookbook.training.checkpoint import load_state
+from cookbook.training.memory_format import require_safe_channels_last
 
 
 @dataclass(frozen=True)
@@ -104,10 +107,17 @@ class Work:
         return 0.0 if state is None else float(sum(record["seconds"] for record in state["at"]["history"]))
 
     def training(self) -> ResidentLoader:
-        """Return the training images as `fit` takes them."""
-        return ResidentLoader(
-            self.data.train, self.batch_size, augmentation=self.augmentation, device=self.device, seed=self.recipe.seed
-        )
+        """Return the training images as `fit` takes them, for each stage in an order and with an augmentation of its own."""
+        seed = derive_seed(self.recipe.seed, len(self.earlier))
+        return ResidentLoader(self.data.train, self.batch_size, augmentation=self.augmentation, device=self.device, seed=seed)
+
+    def fitting(self, recipe: Recipe, model: nn.Module) -> Recipe:
+        """Return the recipe for a model on its device, without channels-last where pruned widths are too narrow for that."""
+        try:
+            require_safe_channels_last(model, self.device)
+        except UsageError:
+            return replace(recipe, channels_last=False)
+        return recipe
 
     def calibration(self, batch_size: int = 64) -> ResidentLoader:
         """Return the training images in a fixed order without augmentation, on the CPU."""

@@ -53,7 +53,7 @@ class Distill:
         recipe = self.recipe or work.recipe
         if work.scheme is not None:
             return trained_with_rounding(model, work, work.scheme, recipe, work.teacher(), self.alpha, self.temperature)
-        started = time.perf_counter()
+        started, recipe = time.perf_counter(), work.fitting(recipe, model)
         distill(
             model.to(work.device), work.teacher(), work.training(), recipe, alpha=self.alpha, temperature=self.temperature,
             checkpoint=work.state, progress=work.progress,
@@ -132,7 +132,8 @@ def trained_with_rounding(
     temperature: float = 4.0,
 ) -> Outcome:
     """Train with simulated rounding; return the float weights behind it, and the integers' file where no stage follows."""
-    recipe = replace(recipe, precision="fp32", ema_decay=None, compile=False)  # rounding is simulated in plain float32
+    # rounding is simulated in plain float32
+    recipe = replace(work.fitting(recipe, model), precision="fp32", ema_decay=None, compile=False)
     started = time.perf_counter()
     prepared = train_quantized(
         model.to(work.device), work.training(), recipe, scheme=scheme, teacher=teacher, alpha=alpha, temperature=temperature,

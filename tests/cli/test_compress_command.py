@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 
 from cookbook import cli
 from cookbook.models import ResNetConfig, TorchvisionConfig, build, save
+from cookbook.pruning import MACs
 
 Run = Callable[..., tuple[int, str, str]]
 compress = importlib.import_module("cookbook.cli.compress")
@@ -88,6 +89,13 @@ def test_a_model_and_data_of_ones_own(run: Run, calls: list[dict[str, Any]]) -> 
     assert (call["recipe"].epochs, call["recipe"].seed, str(call["folder"])) == (4, 5, "compressed")
 
 
+def test_a_share_of_the_operations_goes_to_the_pruning(run: Run, calls: list[dict[str, Any]]) -> None:
+    arguments = ["--model", "own_parts:net", "--data", "own_parts:data", "--stages", "quantize,prune"]
+    assert run("compress", *arguments, "--macs", 0.25)[0] == run("compress", *arguments)[0] == 0
+    (_, counted), (_, measured) = (call["stages"] for call in calls)
+    assert counted.target == MACs(0.25) and measured.target is None
+
+
 def test_a_budget_that_is_not_met_is_exit_status_3(run: Run, calls: list[dict[str, Any]]) -> None:
     arguments = ("compress", "--model", "own_parts:net", "--data", "own_parts:data", "--latency", 0, "--bytes", 0.1)
     assert run(*arguments) == (3, "the result\n", "")
@@ -157,6 +165,8 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(run: Run, calls: list[dict
         ({"--stages": "prune,sharpen"}, 2, ["no stage 'sharpen'"]),
         ({"--stages": ","}, 2, ["one or more of prune"]),
         ({"--latency": "-1"}, 2, ["latency is -1"]),
+        ({"--macs": "1.5"}, 2, ["1.5", "between 0 and 1"]),
+        ({"--macs": "0.5", "--stages": "quantize"}, 2, ["add prune"]),
         ({"--weights": "missing.safetensors"}, 1, ["missing.safetensors"]),
     ],
     ids=str,

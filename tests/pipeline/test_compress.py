@@ -15,9 +15,11 @@ from cookbook.data import ResidentLoader
 from cookbook.deploy import Runtime, kernels
 from cookbook.errors import CheckpointError, UsageError
 from cookbook.evidence import Ledger
+from cookbook.models import ResNetConfig, build
 from cookbook.pipeline import Budget, Distill, Gain, Prune, Quantize, Work, build_stages, make_plan, runner
 from cookbook.pipeline.folder import load_weights
-from cookbook.pruning import MACs
+from cookbook.pipeline.pruning_stage import UndecidedError
+from cookbook.pruning import Latency, MACs
 from cookbook.quantization.scheme import Scheme
 from cookbook.training import evaluate
 
@@ -85,6 +87,17 @@ def test_a_violated_budget_is_never_reported_as_met(fast: None, tmp_path: Path) 
         assert "The budget is not met" in text and "is met" not in text
 
 
+def test_a_model_that_only_guesses_is_told_from_one_that_knows(fast: None, tmp_path: Path) -> None:
+    model = tiny_net()
+    with torch.no_grad():
+        model.head.bias.add_(torch.tensor([100.0, 0.0, 0.0]))  # the same class for every image
+    guess = shrink(tmp_path / "guess", model=model, budget=LOOSE)
+    labels = tiny_data().validation.labels
+    assert guess.guessing == max(int((labels == label).sum()) for label in range(3)) / len(labels)
+    assert "is met" in guess.verdict and "better than guessing (3" in guess.verdict
+    assert "guessing" not in replace(guess, baseline=replace(guess.baseline, correct=guess.baseline.images)).verdict
+
+
 @pytest.mark.parametrize("gain", [None, 1.6])
 def test_pruning_goes_as_far_as_the_budget_and_the_integers_ask(
     fast: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gain: float | None
@@ -110,6 +123,38 @@ def test_the_gain_of_integers_is_measured_once(fast: None, tmp_path: Path, monke
     assert asked[0] == asked[1] and asked[0].latency > 0
     sizes = [(tmp_path / "0-baseline" / name).stat().st_size for name in ("model.onnx", "integers.onnx")]
     assert asked[0].bytes == sizes[0] / sizes[1]
+
+
+def test_every_stage_sees_an_order_of_its_own(fast: None, tmp_path: Path) -> None:
+    orders: list[torch.Tensor] = []
+
+    def look(work: Work) -> None:
+        orders.append(torch.cat([labels for _, labels in work.training().batches(0)]))
+
+    shrink(tmp_path, stages=(Scale(fail=look), Scale(1.0, "again", fail=look)), budget=LOOSE)
+    assert not torch.equal(orders[0], orders[1]) and torch.equal(orders[0].sort().values, orders[1].sort().values)
+
+
+def test_channels_last_is_left_where_pruned_widths_are_too_narrow_for_it(fast: None, tmp_path: Path) -> None:
+    recipe = replace(RECIPE, channels_last=True)
+    asked: list[bool] = []
+
+    def look(work: Work) -> None:
+        asked.extend(work.fitting(recipe, build(ResNetConfig(depth=8, width=width))).channels_last for width in (8, 16))
+
+    shrink(tmp_path, stages=(Scale(fail=look),), budget=LOOSE)
+    assert asked == [False, True]
+
+
+def test_a_latency_that_cannot_be_told_is_no_wrong_use(fast: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def busy(*arguments: Any) -> float:
+        raise UsageError("The latency cannot be told within 5%.")
+
+    monkeypatch.setattr(Latency, "predictor", lambda self, model, example: MACs(0.5).predictor(model, example))
+    monkeypatch.setattr(Latency, "confirmer", lambda self, model, example: busy)
+    with pytest.raises(UndecidedError, match=r"call again, which goes on at this point.*MACs") as found:
+        shrink(tmp_path, stages=(Prune(multiples=(4,)),), budget=Budget(latency=0.5))
+    assert not isinstance(found.value, UsageError)
 
 
 def test_a_target_out_of_reach_is_said_and_one_from_the_budget_is_relaxed(fast: None, tmp_path: Path) -> None:
