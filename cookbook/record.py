@@ -2,22 +2,33 @@
 
 from __future__ import annotations
 
+import hashlib
+import html
 import json
 import re
 import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from cookbook.bench.compressors import LINES, peers_table
 from cookbook.data import ResidentLoader, load_fashion_mnist
 from cookbook.deploy import Runtime, export
 from cookbook.environment import current_profile
 from cookbook.errors import EvidenceError, UsageError
-from cookbook.evidence import Ledger, Measurement, scoreboard
+from cookbook.evidence import Ledger, Measurement, Rows, scoreboard
 from cookbook.files import atomic_path, data_directory
 from cookbook.measure import Candidate, count_macs, count_parameters, measure_candidates
 from cookbook.models import load
 
+if TYPE_CHECKING:
+    from cookbook.plots import Picture
+    from cookbook.plots.picture import Theme
+
 BASELINE = "baseline fp32"
 MARKERS = "<!-- scoreboard:begin -->", "<!-- scoreboard:end -->"
+PEER_MARKERS = "<!-- peers:begin -->", "<!-- peers:end -->"
+BASELINE_LESSON, CAPSTONE = "00", "08"
+FIGURES: dict[Theme, str] = {"light": "data/results/scoreboard-light.svg", "dark": "data/results/scoreboard-dark.svg"}
 
 
 def record_baseline(ledger: Ledger, *, threads: int = 1, rounds: int = 30) -> list[Measurement]:
@@ -52,23 +63,87 @@ def record_baseline(ledger: Ledger, *, threads: int = 1, rounds: int = 30) -> li
     return rows
 
 
+def scoreboard_rows(ledger: Ledger) -> Rows[Measurement]:
+    """Return what the README shows: the capstone's newest run of the full profile, else the baseline alone.
+
+    The rows of one run were timed in turns, so that all of them have a ratio to the first.
+    """
+    rows = ledger.measurements(profile="full")
+    board = [row for row in rows if row.lesson == CAPSTONE and row.split == "test" and row.latency and LINES not in row.values]
+    newest = max((row.recorded for row in board), default=None)
+    board = [row for row in board if row.recorded == newest] or [row for row in rows if row.lesson == BASELINE_LESSON]
+    return Rows(board, rows.skipped)
+
+
 def numbers_block(ledger: Ledger) -> str:
-    """Return what stands between the README's markers: the scoreboard of the full profile as Markdown."""
-    return f"{scoreboard(ledger.measurements(profile='full')).to_markdown()}\n"
+    """Return what stands between the README's markers: the figure where there is something to draw, and the scoreboard."""
+    rows = scoreboard_rows(ledger)
+    table = f"{scoreboard(rows).to_markdown()}\n"
+    if not _drawable(rows):
+        return table
+    finding = html.escape(_figure(rows, "light").finding)
+    return (
+        f'<picture>\n<source media="(prefers-color-scheme: dark)" srcset="{FIGURES["dark"]}">\n'
+        f'<img alt="{finding}" src="{FIGURES["light"]}">\n</picture>\n\n{table}'
+    )
+
+
+def peers_block(ledger: Ledger) -> str:
+    """Return what stands between the README's second pair of markers: other compressors beside ours, as Markdown."""
+    return f"{peers_table(ledger.measurements(profile='full')).to_markdown()}\n"
 
 
 def write_numbers(readme: Path, ledger: Ledger) -> None:
-    """Put the ledger's numbers into the README; everything outside the markers stays.
+    """Put the ledger's numbers into the README and draw its figure beside it; everything outside the markers stays.
 
     Raises:
-        EvidenceError: the README has not exactly one pair of markers.
+        EvidenceError: the README has not exactly one pair of each kind of markers.
     """
-    begin, end = MARKERS
     text = readme.read_text(encoding="utf-8")
+    for markers, block in ((MARKERS, numbers_block(ledger)), (PEER_MARKERS, peers_block(ledger))):
+        text = _between(markers, block, text, readme)
+    for theme, name in FIGURES.items():
+        write_figure(scoreboard_rows(ledger), theme, readme.parent / name)
+    with atomic_path(readme) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def _between(markers: tuple[str, str], block: str, text: str, readme: Path) -> str:
+    """Return the text of the README with a new block between the markers."""
+    begin, end = markers
     pattern = re.compile(f"{re.escape(begin)}\n.*?{re.escape(end)}", re.DOTALL)
     if len(pattern.findall(text)) != 1:
         raise EvidenceError(
             f"{readme} has not exactly one pair of the markers {begin} and {end}: put them where the table goes."
         )
-    with atomic_path(readme) as temporary:
-        temporary.write_text(pattern.sub(lambda _: f"{begin}\n{numbers_block(ledger)}{end}", text), encoding="utf-8")
+    return pattern.sub(lambda _: f"{begin}\n{block}{end}", text)
+
+
+def write_figure(rows: Rows[Measurement], theme: Theme, path: Path) -> None:
+    """Draw accuracy against latency as SVG, the same bytes for the same rows; where nothing can be drawn there is no file.
+
+    The file names the rows that it shows by their digest, so that a test can tell whether it is in step.
+    """
+    if not _drawable(rows):
+        path.unlink(missing_ok=True)
+        return
+    import matplotlib
+
+    with atomic_path(path) as temporary, matplotlib.rc_context({"svg.hashsalt": "scoreboard"}):
+        _figure(rows, theme).savefig(temporary, format="svg", metadata={"Date": None, "Description": rows_digest(rows)})
+
+
+def rows_digest(rows: Rows[Measurement]) -> str:
+    """Return the SHA-256 of everything in the rows, in hexadecimal digits."""
+    text = json.dumps([row.to_dict() for row in rows], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _drawable(rows: Rows[Measurement]) -> bool:
+    return any(row.accuracy is not None and 1 in row.latency for row in rows)
+
+
+def _figure(rows: Rows[Measurement], theme: Theme) -> Picture:
+    from cookbook.plots import scoreboard_figure  # matplotlib takes a second to load
+
+    return scoreboard_figure(rows, theme=theme)

@@ -13,25 +13,70 @@ from cookbook.accelerator import PARTS, Part
 from cookbook.cli.record import record
 from cookbook.errors import CookbookError, EvidenceError, UsageError
 from cookbook.evidence import Ledger
-from cookbook.record import MARKERS, numbers_block, record_baseline, write_numbers
+from cookbook.record import (
+    FIGURES,
+    MARKERS,
+    PEER_MARKERS,
+    numbers_block,
+    peers_block,
+    record_baseline,
+    rows_digest,
+    scoreboard_rows,
+    write_numbers,
+)
 
 README = Path(__file__).resolve().parents[1] / "README.md"
+ALL_MARKERS = "\n".join([*MARKERS, *PEER_MARKERS, ""])
 
 
 def test_the_readme_quotes_the_recorded_evidence() -> None:
-    begin, end = MARKERS
-    quoted = README.read_text(encoding="utf-8").split(f"{begin}\n")[1].split(end)[0]
-    assert quoted == numbers_block(Ledger.recorded()), "run 'cookbook record --readme README.md'"
-    assert "ONNX Runtime" in quoted
+    for (begin, end), block in ((MARKERS, numbers_block), (PEER_MARKERS, peers_block)):
+        quoted = README.read_text(encoding="utf-8").split(f"{begin}\n")[1].split(end)[0]
+        assert quoted == block(Ledger.recorded()), "run 'cookbook record --no-measure --readme README.md'"
+
+
+def test_the_readmes_figures_show_the_recorded_evidence() -> None:
+    rows = scoreboard_rows(Ledger.recorded())
+    text = README.read_text(encoding="utf-8")
+    for name in FIGURES.values():
+        drawn = (README.parent / name).read_text(encoding="utf-8")
+        assert f"<dc:description>{rows_digest(rows)}<" in drawn, "run 'cookbook record --no-measure --readme README.md'"
+        assert text.count(f'"{name}"') == 1
+    assert text.index(FIGURES["light"]) < text.index("| subject |")
+
+
+def test_the_capstones_newest_run_stands_for_all_techniques(tmp_path: Path) -> None:
+    base = Ledger.recorded().measurements(profile="full")[0]
+    ledger = Ledger(tmp_path / "ledger.jsonl")
+    ledger.append(base)
+    assert [row.subject for row in scoreboard_rows(ledger)] == [base.subject]
+    for subject, recorded, split in (("old", "1", "test"), ("b", "3", "test"), ("a", "3", "test"), ("v", "4", "validation")):
+        ledger.append(replace(base, subject=subject, recorded=recorded, split=split, lesson="08"))
+    quick = replace(base.provenance, profile="quick")
+    ledger.append(replace(base, subject="quick", recorded="5", lesson="08", provenance=quick))
+    ledger.append(replace(base, subject="peer", recorded="6", lesson="08", values={"lines_of_code": 3.0}))
+    assert [row.subject for row in scoreboard_rows(ledger)] == ["b", "a"]
+    assert "| peer |" in peers_block(ledger)
+    readme = tmp_path / "README.md"
+    readme.write_text(ALL_MARKERS, encoding="utf-8")
+    write_numbers(readme, ledger)
+    light, dark = ((tmp_path / name).read_bytes() for name in FIGURES.values())
+    assert light != dark
+    write_numbers(readme, ledger)
+    assert [(tmp_path / name).read_bytes() for name in FIGURES.values()] == [light, dark], "the same rows, other bytes"
+    write_numbers(readme, Ledger(tmp_path / "nothing.jsonl"))
+    assert not any((tmp_path / name).exists() for name in FIGURES.values()) and "<img" not in readme.read_text()
 
 
 def test_only_what_is_between_the_markers_changes(tmp_path: Path) -> None:
     begin, end = MARKERS
     readme = tmp_path / "README.md"
-    readme.write_text(f"before\n{begin}\nold\n{end}\nafter \\1\n", encoding="utf-8")
+    first, last = PEER_MARKERS
+    readme.write_text(f"before\n{begin}\nold\n{end}\nafter \\1\n{first}\nold\n{last}\n", encoding="utf-8")
     empty = Ledger(tmp_path / "ledger.jsonl")
     write_numbers(readme, empty)
-    assert readme.read_text(encoding="utf-8") == f"before\n{begin}\n{numbers_block(empty)}{end}\nafter \\1\n"
+    peers = f"{first}\n{peers_block(empty)}{last}\n"
+    assert readme.read_text(encoding="utf-8") == f"before\n{begin}\n{numbers_block(empty)}{end}\nafter \\1\n{peers}"
 
 
 def test_rows_on_training_steps_stay_out_of_the_numbers(tmp_path: Path) -> None:
@@ -49,6 +94,19 @@ def test_markers_must_stand_there_once(tmp_path: Path, text: str) -> None:
     with pytest.raises(EvidenceError, match="exactly one pair"):
         write_numbers(readme, Ledger(tmp_path / "ledger.jsonl"))
     assert readme.read_text(encoding="utf-8") == text.format(*MARKERS)
+
+
+def test_a_readme_is_brought_in_step_without_measuring(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    recorded = Ledger.recorded().path.read_bytes()
+    readme = tmp_path / "README.md"
+    readme.write_text(ALL_MARKERS, encoding="utf-8")
+    record(measure=False, readme=readme)
+    assert numbers_block(Ledger.recorded()) in readme.read_text(encoding="utf-8")
+    assert "quotes the ledger" in capsys.readouterr().out
+    assert Ledger.recorded().path.read_bytes() == recorded
+    for options in ({"readme": None}, {"readme": readme, "gpu": True}):
+        with pytest.raises(UsageError, match="--no-measure only brings"):
+            record(measure=False, **options)  # type: ignore[arg-type]
 
 
 def test_the_quick_profile_records_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,7 +15,8 @@ GPU = "With --gpu"
 def record(
     threads: Annotated[int, typer.Option(help="CPU threads of both runtimes.")] = 1,
     rounds: Annotated[int, typer.Option(help="Samples of every latency.")] = 30,
-    readme: Annotated[Path | None, typer.Option(help="Bring the numbers of this file in step.")] = None,
+    readme: Annotated[Path | None, typer.Option(help="Bring the numbers and the figure of this file in step.")] = None,
+    measure: Annotated[bool, typer.Option(help="Measure the baseline anew; without, only --readme is served.")] = True,
     gpu: Annotated[bool, typer.Option("--gpu", help="Record the claims on GPUs instead of the baseline.")] = False,
     out: Annotated[
         Path | None, typer.Option(help="Ledger to append to; the committed one by default.", rich_help_panel=GPU)
@@ -36,8 +37,12 @@ def record(
 
     Example: cookbook record --readme README.md
 
+    Example: cookbook record --no-measure --readme README.md
+
     Example: cookbook record --gpu --only amp,speedrun
     """
+    if not measure and (gpu or readme is None):
+        raise UsageError("--no-measure only brings a file in step: name it with --readme, and leave --gpu out.")
     if gpu:
         _record_gpu(out, device, minutes, only, rehearse)
         return
@@ -47,8 +52,9 @@ def record(
     from cookbook.record import record_baseline, write_numbers
 
     ledger = Ledger.recorded()
-    print(scoreboard(record_baseline(ledger, threads=threads, rounds=rounds)))
-    print(f"Written to {ledger.path}.")
+    if measure:
+        print(scoreboard(record_baseline(ledger, threads=threads, rounds=rounds)))
+        print(f"Written to {ledger.path}.")
     if readme is not None:
         write_numbers(readme, ledger)
         print(f"{readme} quotes the ledger.")
