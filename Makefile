@@ -74,12 +74,13 @@ $(BOOTSTRAP):
 
 # A .venv without its stamp may hold half-installed packages, so it is made anew; one with a stale stamp
 # is brought up to date. setuptools is in the lock: without build isolation nothing else is fetched.
-# uv shows its progress at a terminal, and is silent where nobody watches.
+# uv shows its progress at a terminal, and is silent where nobody watches. It compiles, as pip would: where Python may not write
+# bytecode, every process would compile torch again, for a quarter of a minute.
 $(READY): requirements.lock pyproject.toml | $(BOOTSTRAP)
 	@echo "Installing the locked packages into .venv …"
 	@test -f $@ || $(UV) venv --quiet --clear --python .bootstrap/bin/python .venv
 	@rm -f $@
-	@$(UV) pip sync $$(test -t 2 || echo --quiet) --python $(BIN)/python --require-hashes requirements.lock
+	@$(UV) pip sync --compile-bytecode $$(test -t 2 || echo --quiet) --python $(BIN)/python --require-hashes requirements.lock
 	@$(UV) pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
 	@echo "$(CURDIR)" > $@
 
