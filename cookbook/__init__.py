@@ -37,11 +37,14 @@ _HOMES = {
         "count_parameters", "interleave", "measure_candidates", "peak_memory", "speedup", "spread", "wilson_interval",
     ),
     "cookbook.models": ("ResNetConfig", "build", "load", "save"),
-    "cookbook.pipeline": ("Budget", "compress"),
+    "cookbook.pipeline": (
+        "Budget", "Distill", "Outcome", "Prune", "Quantize", "Relative", "Work", "compress", "unpack_onnx",
+    ),
     "cookbook.plots": ("scoreboard_figure",),
     "cookbook.precision": ("gradient_survival",),
     "cookbook.pruning": ("Latency", "MACs", "Parameters", "prune", "prune_channels"),
     "cookbook.quantization": ("Scheme", "quantize", "quantize_aware_training"),
+    "cookbook.search": ("RelativeLatency", "SearchSpace", "SharedWeights", "SuperNet", "train_supernet"),
     "cookbook.serving": (
         "MicroBatcher", "QueueFullError", "ServingResult", "serve_arrivals", "serve_load", "serving_table",
         "throughput_by_batch",

@@ -230,7 +230,7 @@ print("recorded" if across else "not measured here")
 
 # %% [markdown]
 # **When the network fails** every rank ends with an error once the patience of its group is over, `joined(timeout=…)`. Torch's own default is half an hour
-# for gloo. On a cluster the scheduler starts the command for you. Two ready files do so for Slurm and for Kubernetes; copy one and
+# for gloo. `launch` on several machines ends within half a minute, because its launchers listen to each other. On a cluster the scheduler starts the command for you. Two ready files do so for Slurm and for Kubernetes; copy one and
 # change the lines that are marked. Expect the command of the first and the kind of the second.
 
 # %%

@@ -342,7 +342,7 @@ def after_training(network, bits, learned):
     return quantize(network, loader_of(pictures, 0), scheme=scheme, images=256)
 
 
-WIDTHS = by_profile(quick=(8, 4, 2), full=(8, 6, 4, 3, 2))
+WIDTHS = by_profile(quick=(8, 4), full=(8, 6, 4, 3, 2))
 scores = {"to nearest": {}, "AdaRound": {}}
 for bits in WIDTHS:
     rounded = quantized_students if bits == 8 else [after_training(network, bits, False).module for network in students]
@@ -385,7 +385,7 @@ trained = {
 scores["trained with rounding"] = {bits: [accuracy(found.module) for found in trained[bits]] for bits in WIDTHS}
 
 # %% [markdown]
-# Expect four lines that lie together at eight bits and part on the way to two. The band is the float model after the same
+# Expect four lines that lie together at eight bits and part where bits are few. The band is the float model after the same
 # extra epochs.
 
 # %%

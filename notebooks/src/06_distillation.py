@@ -57,9 +57,9 @@ print("below 100,000:", sizes[1] < 100_000, "| channels:", sorted(set(student_co
 # %%
 splits = load_fashion_mnist()
 SEEDS = (0, 1, 2)
-EPOCHS, FEW_EPOCHS = by_profile(quick=(4, 20), full=(3, 12))
+EPOCHS, FEW_EPOCHS = by_profile(quick=(3, 14), full=(3, 12))
 CONFIG = by_profile(quick=ResNetConfig(depth=8, width=8, stem_stride=2), full=student_config())
-pictures = splits.train.subset(by_profile(quick=2_000, full=55_000))
+pictures = splits.train.subset(by_profile(quick=1_600, full=55_000))
 few = pictures.subset(len(pictures) // 10)
 validation = ResidentLoader(splits.validation.subset(by_profile(quick=1_000, full=5_000)), 250)
 test = ResidentLoader(splits.test.subset(by_profile(quick=1_000, full=10_000)), 250)
@@ -200,11 +200,11 @@ for name, values in scores.items():
 # ### A tenth of the labels, and the temperature
 #
 # Where labels are scarce a teacher should help most. (It saw all labels itself; "a tenth" is what the student
-# gets.) The student sees a tenth of the pictures for more epochs, with hard labels and at four temperatures. Expect three
+# gets.) The student sees a tenth of the pictures for more epochs, with hard labels and at several temperatures. Expect three
 # points at each temperature, over the band of the hard labels.
 
 # %%
-TEMPERATURES = (1.0, 2.0, 4.0, 8.0)
+TEMPERATURES = by_profile(quick=(1.0, 4.0, 8.0), full=(1.0, 2.0, 4.0, 8.0))
 few_networks = {"hard": [train_student(seed, few_shown, epochs=FEW_EPOCHS) for seed in SEEDS]}
 for temperature in TEMPERATURES:
     few_networks[temperature] = [
