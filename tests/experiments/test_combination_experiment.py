@@ -11,10 +11,10 @@ import pytest
 import torch
 
 from cookbook.data import Splits
-from cookbook.errors import EvidenceError, UsageError
+from cookbook.errors import EvidenceError
 from cookbook.evidence import Ledger, Measurement
 from cookbook.experiments import combination
-from cookbook.experiments.combination import BASELINE, choose, main, measure, record
+from cookbook.experiments.combination import BASELINE, choose, measure, record
 from cookbook.experiments.combination_arms import CONTROL, ORDERS, REHEARSAL, Experiment, Plan, Task
 from cookbook.measure import Timing
 from cookbook.pipeline.folder import load_weights
@@ -112,12 +112,5 @@ def test_what_was_chosen_is_recorded(experiment: Experiment, tmp_path: Path, mon
     assert [row.subject for row in ledger.measurements()] == [*experiment.plan.singles(), first, last]
 
 
-def test_plans_differ_in_their_folders_and_profiles_are_kept_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_plans_differ_in_their_folders() -> None:
     assert len({plan.digest() for plan in (TINY, REHEARSAL, Plan(), Plan(extra=9))}) == 4
-    for profile, arguments, words in (
-        ("quick", [], "COOKBOOK_PROFILE=full"), ("full", ["--rehearse"], "is no evidence"),
-        ("quick", ["--jobs", "0"], "1 or more"),
-    ):  # fmt: skip
-        monkeypatch.setenv("COOKBOOK_PROFILE", profile)
-        with pytest.raises(UsageError, match=words):
-            main(arguments)

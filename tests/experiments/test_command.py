@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from cookbook.errors import CookbookError, UsageError
+from cookbook.experiments import combination, distillation, pruning
 from cookbook.experiments.command import leave_on_termination, require_profile, run, train_in_processes
 
 
@@ -53,6 +55,27 @@ def test_evidence_and_rehearsal_need_their_profiles(
     with pytest.raises(UsageError, match=advice):
         require_profile(rehearse)
     require_profile(not rehearse)
+
+
+@pytest.mark.parametrize("main", [combination.main, distillation.main, pruning.main])
+@pytest.mark.parametrize(
+    ("profile", "arguments", "words"),
+    [
+        ("quick", [], "COOKBOOK_PROFILE=full"),
+        ("full", ["--rehearse"], "is no evidence"),
+        ("quick", ["--jobs", "0"], "1 or more"),
+    ],
+)
+def test_the_experiments_ask_for_it_before_any_work(
+    main: Callable[[list[str]], None],
+    profile: str,
+    arguments: list[str],
+    words: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("COOKBOOK_PROFILE", profile)
+    with pytest.raises(UsageError, match=words):
+        main(arguments)
 
 
 def ends_with(error: Exception | None, status: int | None = None) -> int | None:

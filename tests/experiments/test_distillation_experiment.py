@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from cookbook.data import Splits
-from cookbook.errors import EvidenceError, UsageError
+from cookbook.errors import EvidenceError
 from cookbook.evidence import Ledger
 from cookbook.experiments import distillation
-from cookbook.experiments.distillation import main, record
+from cookbook.experiments.distillation import record
 from cookbook.experiments.distillation_students import REHEARSAL, Experiment, Plan, Task
 from cookbook.models import ResNetConfig, build, load, save
 
@@ -96,14 +96,5 @@ def test_the_small_budget_is_part_of_the_whole_in_every_view(experiment: Experim
     assert experiment.answers("tenth").shape == (2, 20, 10)
 
 
-def test_plans_differ_in_their_folders_and_profiles_are_kept_apart(
-    experiment: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_plans_differ_in_their_folders() -> None:
     assert len({plan.digest() for plan in (TINY, REHEARSAL, Plan(), Plan(epochs=30))}) == 4
-    for profile, arguments, words in (
-        ("quick", [], "COOKBOOK_PROFILE=full"), ("full", ["--rehearse"], "is no evidence"),
-        ("quick", ["--jobs", "0"], "1 or more"),
-    ):  # fmt: skip
-        monkeypatch.setenv("COOKBOOK_PROFILE", profile)
-        with pytest.raises(UsageError, match=words):
-            main(arguments)

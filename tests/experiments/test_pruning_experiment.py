@@ -14,10 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from cookbook.data import Augmentation, Splits
-from cookbook.errors import CheckpointError, EvidenceError, UsageError
+from cookbook.errors import CheckpointError, EvidenceError
 from cookbook.evidence import Ledger
 from cookbook.experiments import pruning
-from cookbook.experiments.pruning import main, record
+from cookbook.experiments.pruning import record
 from cookbook.experiments.pruning_networks import Experiment, Task, peer
 from cookbook.experiments.pruning_plan import Plan, plan_of
 from cookbook.measure import Timing, count_macs
@@ -149,13 +149,3 @@ def test_the_plan_comes_from_the_record_of_the_baseline(tmp_path: Path) -> None:
     file.write_text("{}")
     with pytest.raises(EvidenceError, match="is not the record of a training"):
         plan_of(file)
-
-
-def test_profiles_are_kept_apart(monkeypatch: pytest.MonkeyPatch) -> None:
-    for profile, arguments, words in (
-        ("quick", [], "COOKBOOK_PROFILE=full"), ("full", ["--rehearse"], "is no evidence"),
-        ("quick", ["--jobs", "0"], "1 or more"),
-    ):  # fmt: skip
-        monkeypatch.setenv("COOKBOOK_PROFILE", profile)
-        with pytest.raises(UsageError, match=words):
-            main(arguments)
