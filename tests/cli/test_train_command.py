@@ -67,7 +67,9 @@ def test_two_processes_leave_one_model_with_one_record(run: Run, tmp_path: Path,
     out = tmp_path / "two.safetensors"
     status, printed, err = run("train", "--out", out, *SMALL, "--nproc", 2, "--threads", 1)
     assert (status, err) == (0, "")
-    assert printed.count("epoch 2: loss") == 1 and "[rank 0] epoch 1: loss" in printed and "[rank 1]" not in printed
+    assert printed.count("epoch 2: loss") == 1 and "[rank 0] epoch 1: loss" in printed
+    others = [line for line in printed.splitlines() if "[c10d]" not in line]  # what torch says where no network names the host
+    assert not any(line.startswith("[rank 1]") for line in others)
     record = json.loads(out.with_suffix(".json").read_text())
     result = evaluate(load(out), ResidentLoader(fashion_mnist.validation, 500))
     assert (record["validation"]["correct"], record["processes"]) == (result.hits, 2)

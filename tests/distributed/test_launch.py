@@ -48,7 +48,8 @@ def noted(folder: Path, seconds: float = LIMIT) -> list[int]:
 def test_results_come_back_by_rank_and_output_behind_it(capsys: pytest.CaptureFixture[str]) -> None:
     found = launch(launched_workers.add, 1, 2.5, ranks=2, threads=1, timeout=LIMIT)
     assert [(one["rank"], one["world"], one["sum"], one["threads"]) for one in found] == [(0, 2, 4.5, 1), (1, 2, 4.5, 1)]
-    printed = capsys.readouterr().out.splitlines()
+    lines = capsys.readouterr().out.splitlines()
+    printed = [line for line in lines if "[c10d]" not in line]  # without a network torch says that it cannot name the host
     assert sorted(printed) == ["[rank 0] rank 0 is here", "[rank 1] rank 1 is here"]
     assert gone([one["pid"] for one in found])
 
