@@ -23,9 +23,9 @@ ROOT = Path(__file__).resolve().parents[2]
 DISTRIBUTIONS = {  # where the names differ
     "PIL": "pillow", "ignite": "pytorch-ignite", "rattler": "py-rattler", "yaml": "pyyaml", "zmq": "pyzmq",
 }  # fmt: skip
-EXTRAS_OF = {  # or the dependency group; the rest of the package needs none
-    "execution.py": "docs", "notebooks.py": "docs", "course.py": "docs",
-    "deploy/openvino_format.py": "formats", "deploy/executorch_format.py": "mobile", "bench/peers.py": "peers",
+EXTRAS_OF = {  # or the dependency groups; the rest of the package needs none
+    "execution.py": ["docs"], "notebooks.py": ["docs"], "course.py": ["docs"], "deploy/openvino_format.py": ["formats"],
+    "deploy/executorch_format.py": ["mobile"], "bench/peers.py": ["peers"], "bench/recipes.py": ["formats", "peers"],
 }  # fmt: skip
 
 
@@ -96,8 +96,7 @@ def imported_distributions(path: Path) -> set[str]:
 @pytest.mark.parametrize("path", sorted((ROOT / "cookbook").rglob("*.py")), ids=lambda path: str(path.relative_to(ROOT)))
 def test_the_package_imports_only_what_it_declares(path: Path) -> None:
     part = path.relative_to(ROOT / "cookbook").as_posix()
-    extras = [EXTRAS_OF[part]] if part in EXTRAS_OF else []
-    assert imported_distributions(path) - requirements(*extras).keys() == set()
+    assert imported_distributions(path) - requirements(*EXTRAS_OF.get(part, [])).keys() == set()
 
 
 def test_tests_and_lessons_import_only_what_the_extras_declare() -> None:
