@@ -8,7 +8,6 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from importlib import metadata
 from pathlib import Path
 
 import torch
@@ -28,6 +27,7 @@ from cookbook.evidence.tables import MISSING, accuracy_text, quantity, together
 from cookbook.files import data_directory
 from cookbook.measure import Candidate, measure_candidates, pinned_threads, speedup
 from cookbook.models import load
+from cookbook.probe.software import installed_version
 from cookbook.quantization.dynamic import without_advice
 from cookbook.training import Recipe
 
@@ -232,15 +232,8 @@ def _described(row: Measurement, way: Way | None) -> Measurement:
 
 
 def _with_versions(origin: Provenance, packages: Iterable[str]) -> Provenance:
-    found = {name: version for name in packages if (version := _version(name))}
+    found = {name: version for name in packages if (version := installed_version(name))}
     return replace(origin, libraries={**origin.libraries, **found})
-
-
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
 
 
 def _reason(error: Exception) -> str:

@@ -15,7 +15,6 @@ at its end, and nothing is chosen by it. The same command resumes after any inte
 
 from __future__ import annotations
 
-import argparse
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -26,15 +25,13 @@ import torch
 
 from cookbook.data import ResidentLoader
 from cookbook.deploy import Runtime, export
-from cookbook.errors import UsageError
 from cookbook.evidence import ClaimEvidence, Ledger, Table
-from cookbook.experiments.combination_arms import CONTROL, REHEARSAL, Experiment, Plan, Task
-from cookbook.experiments.command import leave_on_termination, require_profile, run, train_in_processes
-from cookbook.files import cache_directory, data_directory
+from cookbook.experiments.combination_arms import CONTROL, REHEARSAL, Experiment, Plan
+from cookbook.experiments.command import Options, Task, leave_on_termination, run, train_in_processes
+from cookbook.files import data_directory
 from cookbook.measure import (
     Candidate,
     Measurement,
-    SeedComparison,
     compare_seeds,
     count_macs,
     count_parameters,
@@ -110,9 +107,9 @@ def record(experiment: Experiment, ledger: Ledger, *, threads: int = 1, rounds: 
     values |= {"speedup_combined": speedup(timings[CONTROL], timings[chosen.combined]).value}
     values |= {"speedup_single": speedup(timings[CONTROL], timings[chosen.single]).value}
     spread = compare_seeds(tests[chosen.worst_order], tests[chosen.best_order])
-    values |= _bounded("points_between_orders", spread)
-    values |= _bounded("points_gained_combined", compare_seeds(tests[CONTROL], tests[chosen.combined]))
-    values |= _bounded("points_gained_single", compare_seeds(tests[CONTROL], tests[chosen.single]))
+    values |= spread.bounded("points_between_orders")
+    values |= compare_seeds(tests[CONTROL], tests[chosen.combined]).bounded("points_gained_combined")
+    values |= compare_seeds(tests[CONTROL], tests[chosen.single]).bounded("points_gained_single")
     values |= {f"accuracy_{Task(arm, 0).name.rpartition('-')[0]}": fmean(found) for arm, found in tests.items()}
     note = (
         f"Fastest within {plan.tolerance_points:g} points of the control on validation: {chosen.combined} against "
@@ -155,28 +152,15 @@ def measure(experiment: Experiment, arms: Sequence[str], threads: int, rounds: i
     return {row.subject: row for row in rows}
 
 
-def _bounded(name: str, comparison: SeedComparison) -> dict[str, float]:
-    return {name: comparison.difference, f"{name}_low": comparison.low, f"{name}_high": comparison.high}
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line."""
-    parser = argparse.ArgumentParser(description=str(__doc__).split("\n", maxsplit=1)[0])
-    parser.add_argument("--jobs", type=int, default=1, help="trainings at a time")
-    parser.add_argument("--threads", type=int, default=1, help="CPU threads of each")
-    parser.add_argument("--folder", type=Path, help="for everything that is trained; in the cache folder by default")
-    parser.add_argument("--rehearse", action="store_true", help="a miniature, recorded in the local ledger")
-    options = parser.parse_args(arguments)
-    if min(options.jobs, options.threads) < 1:
-        raise UsageError("--jobs and --threads must be 1 or more.")
-    require_profile(options.rehearse)
+    options = Options(str(__doc__), "combination").parse(arguments)
     plan = REHEARSAL if options.rehearse else Plan()
-    folder = (options.folder or cache_directory() / "experiments" / "combination").expanduser()
     leave_on_termination()
     torch.set_num_threads(options.threads)
-    experiment = Experiment(plan, folder)
+    experiment = Experiment(plan, options.folder)
     for tasks in (experiment.originals(), experiment.arms()):
-        train_in_processes(Experiment, (plan, folder), tasks, options.jobs, options.threads)
+        train_in_processes(Experiment, (plan, options.folder), tasks, options.jobs, options.threads)
     ledger = Ledger.local() if options.rehearse else Ledger.recorded()
     print(record(experiment, ledger, rounds=5 if options.rehearse else 30))
     print(f"Written to {ledger.path}; the files lie in {experiment.folder}.")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import json
 import time
@@ -16,6 +15,7 @@ from cookbook.data import Augmentation, ResidentLoader, load_fashion_mnist
 from cookbook.distillation import distill
 from cookbook.environment import seed_everything
 from cookbook.errors import EvidenceError
+from cookbook.experiments.command import FixedPlan, Task
 from cookbook.files import atomic_path
 from cookbook.models import ResNetConfig, build, load, save
 from cookbook.pipeline import Budget, Distill, Outcome, Prune, Quantize, Stage, Work, compress
@@ -32,7 +32,7 @@ QUANTIZED, DISTILLED = "quantized", "distilled"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
+class Plan(FixedPlan):
     """Everything that decides the outcome, fixed before the first result is seen.
 
     Attributes:
@@ -69,10 +69,6 @@ class Plan:
     extra_rate: float = 0.05
     batch_size: int = 128
     tested: int | None = None
-
-    def digest(self) -> str:
-        """Return 12 hexadecimal digits that name the folder of this plan."""
-        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:12]
 
     def recipe(self, seed: int, epochs: int | None = None) -> Recipe:
         """Return the recipe of the original, or of so many epochs on top of it."""
@@ -146,19 +142,6 @@ class Student:
         recipe = work.fitting(self.recipe, narrow)
         distill(narrow, work.teacher(), work.training(), recipe, checkpoint=work.state, progress=work.progress)
         return Outcome(narrow.cpu(), None, None, "", work.spent(), time.perf_counter() - started)
-
-
-@dataclass(frozen=True)
-class Task:
-    """One arm with one seed; the arm ``original`` is the network that all others start from."""
-
-    arm: str
-    seed: int
-
-    @property
-    def name(self) -> str:
-        """Name of its files."""
-        return f"{self.arm.replace(' → ', '-').replace(' ', '_')}-seed{self.seed}"
 
 
 @dataclass(frozen=True)

@@ -1,11 +1,16 @@
-"""What the long experiments share on the command line: profiles, processes that share a list, exit status."""
+"""What the long experiments share: options, profiles, a plan's folder, processes that share a list, exit status."""
 
 from __future__ import annotations
 
+import argparse
+import hashlib
+import json
 import multiprocessing
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn, Protocol, TypeVar
 
@@ -13,15 +18,68 @@ import torch
 
 from cookbook.environment import current_profile
 from cookbook.errors import CookbookError, UsageError
+from cookbook.files import cache_directory
 
-Task = TypeVar("Task", contravariant=True)
+Work = TypeVar("Work", contravariant=True)
 
 
-class Trains(Protocol[Task]):
+class Trains(Protocol[Work]):
     """An experiment that can train one network at a time."""
 
-    def train(self, task: Task) -> object:
+    def train(self, task: Work) -> object:
         """Train a network and keep it; nothing is done where it lies in the experiment's folder already."""
+
+
+@dataclass(frozen=True)
+class FixedPlan:
+    """Everything that decides an experiment's outcome; another plan has another folder."""
+
+    def digest(self) -> str:
+        """Return 12 hexadecimal digits that name the folder of this plan."""
+        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:12]
+
+
+@dataclass(frozen=True)
+class Task:
+    """One training: an arm of an experiment and a seed."""
+
+    arm: str
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """File name without suffix."""
+        return f"{self.arm.replace(' → ', '-').replace(' ', '_')}-seed{self.seed}"
+
+
+class Options(argparse.ArgumentParser):
+    """What every long experiment is asked on its command line; the others are added with `add_argument`.
+
+    Args:
+        documentation: of the experiment's module; its first line describes the command.
+        experiment: name of its folder in the cache.
+    """
+
+    def __init__(self, documentation: str, experiment: str) -> None:
+        super().__init__(description=documentation.split("\n", maxsplit=1)[0])
+        self.experiment = experiment
+        self.add_argument("--jobs", type=int, default=1, help="trainings at a time")
+        self.add_argument("--threads", type=int, default=1, help="CPU threads of each")
+        self.add_argument("--folder", type=Path, help="for everything that is trained; in the cache folder by default")
+        self.add_argument("--rehearse", action="store_true", help="a miniature, recorded in the local ledger")
+
+    def parse(self, arguments: Sequence[str] | None) -> argparse.Namespace:
+        """Return the options, with the folder where everything that is trained goes.
+
+        Raises:
+            UsageError: fewer than one job or thread, or the wrong profile.
+        """
+        options = self.parse_args(arguments)
+        if min(options.jobs, options.threads) < 1:
+            raise UsageError("--jobs and --threads must be 1 or more.")
+        require_profile(options.rehearse)
+        options.folder = (options.folder or cache_directory() / "experiments" / self.experiment).expanduser()
+        return options
 
 
 def require_profile(rehearse: bool) -> None:
@@ -40,7 +98,7 @@ def require_profile(rehearse: bool) -> None:
 
 
 def train_in_processes(
-    experiment: Callable[..., Trains[Task]], arguments: Sequence[object], tasks: Sequence[Task], jobs: int, threads: int
+    experiment: Callable[..., Trains[Work]], arguments: Sequence[object], tasks: Sequence[Work], jobs: int, threads: int
 ) -> None:
     """Train every network of a list, in `jobs` processes that share it.
 
@@ -70,7 +128,7 @@ def train_in_processes(
 
 
 def _work(
-    experiment: Callable[..., Trains[Task]], arguments: tuple[object, ...], tasks: list[Task], threads: int, turn: Any
+    experiment: Callable[..., Trains[Work]], arguments: tuple[object, ...], tasks: list[Work], threads: int, turn: Any
 ) -> None:
     """Train the next network that no process has taken, until there is none."""
     torch.set_num_threads(threads)

@@ -15,7 +15,6 @@ fixed views, in case those handicap the control.
 
 from __future__ import annotations
 
-import argparse
 import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
@@ -25,12 +24,11 @@ import torch
 
 from cookbook.data import ResidentLoader
 from cookbook.deploy import Runtime, export
-from cookbook.errors import UsageError
 from cookbook.evidence import ClaimEvidence, Ledger, Table
-from cookbook.experiments.command import leave_on_termination, require_profile, run, train_in_processes
+from cookbook.experiments.command import Options, leave_on_termination, run, train_in_processes
 from cookbook.experiments.distillation_students import REHEARSAL, Experiment, Plan, Task
-from cookbook.files import cache_directory, data_directory
-from cookbook.measure import Candidate, SeedComparison, compare_seeds, count_macs, count_parameters, measure_candidates
+from cookbook.files import data_directory
+from cookbook.measure import Candidate, compare_seeds, count_macs, count_parameters, measure_candidates
 from cookbook.training import evaluate
 
 LESSON = "06"
@@ -76,20 +74,16 @@ def record(experiment: Experiment, ledger: Ledger, *, threads: int = 1, rounds: 
     values |= {"epochs": plan.epochs, "tenth_epochs": plan.tenth_epochs, "views": plan.views, "alpha": plan.alpha}
     note = f"{plan.images:,} images in {plan.views} fixed views; fresh: new augmentation each epoch, {len(fresh)} seeds."
     for name, comparison in gains.items():
-        values |= _bounded(name, comparison)
+        values |= comparison.bounded(name)
     ledger.append(ClaimEvidence(claim="kd-01", lesson=LESSON, values=values, seeds=plan.seeds, note=note))
     swing = compare_seeds(sweep[worst], sweep[best])
-    values = _bounded("temperature_spread_points", swing) | {"best_temperature": best, "worst_temperature": worst}
+    values = swing.bounded("temperature_spread_points") | {"best_temperature": best, "worst_temperature": worst}
     values |= {f"accuracy_T{temperature:g}": float(sum(found) / len(found)) for temperature, found in sweep.items()}
     note = f"a tenth of {plan.images:,} images; best and worst temperature by validation."
     ledger.append(ClaimEvidence(claim="kd-02", lesson=LESSON, values=values, seeds=plan.seeds, note=note))
     _measure(experiment, best, ledger, test, threads, rounds)
     rows = [(name.replace("_", " "), str(comparison)) for name, comparison in {**gains, "temperature spread": swing}.items()]
     return Table(("comparison", "points on test"), rows, title=f"Distillation, temperature {best:g}")
-
-
-def _bounded(name: str, comparison: SeedComparison) -> dict[str, float]:
-    return {name: comparison.difference, f"{name}_low": comparison.low, f"{name}_high": comparison.high}
 
 
 def _measure(experiment: Experiment, best: float, ledger: Ledger, test: ResidentLoader, threads: int, rounds: int) -> None:
@@ -113,27 +107,19 @@ def _measure(experiment: Experiment, best: float, ledger: Ledger, test: Resident
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line."""
-    parser = argparse.ArgumentParser(description=str(__doc__).split("\n", maxsplit=1)[0])
-    parser.add_argument("--jobs", type=int, default=1, help="trainings at a time")
-    parser.add_argument("--threads", type=int, default=1, help="CPU threads of each")
+    parser = Options(str(__doc__), "distillation")
     parser.add_argument("--epochs", type=int, default=Plan.epochs, help="over all labels")
     parser.add_argument("--views", type=int, default=Plan.views, help="fixed augmented copies of every image")
     parser.add_argument("--teacher", type=Path, help="another teacher than the shipped baseline")
-    parser.add_argument("--folder", type=Path, help="for checkpoints and students; in the cache folder by default")
-    parser.add_argument("--rehearse", action="store_true", help="a miniature, recorded in the local ledger")
-    options = parser.parse_args(arguments)
-    if min(options.jobs, options.threads) < 1:
-        raise UsageError("--jobs and --threads must be 1 or more.")
-    require_profile(options.rehearse)
+    options = parser.parse(arguments)
     plan = REHEARSAL if options.rehearse else replace(Plan(), epochs=options.epochs, views=options.views)
     teacher = options.teacher or data_directory() / "checkpoints" / "baseline.safetensors"
-    folder = options.folder or cache_directory() / "experiments" / "distillation"
     leave_on_termination()
     torch.set_num_threads(options.jobs * options.threads)  # this process asks the teacher while no other computes
-    experiment = Experiment(plan, teacher, folder.expanduser())
+    experiment = Experiment(plan, teacher, options.folder)
     for part in ("whole", "tenth"):
         experiment.answers(part)
-    arguments_of_each = (plan, teacher, folder.expanduser())
+    arguments_of_each = (plan, teacher, options.folder)
     for tasks in (experiment.tenth_tasks, experiment.whole_tasks):  # the second asks for what the first has found
         train_in_processes(Experiment, arguments_of_each, tasks(), options.jobs, options.threads)
     ledger = Ledger.local() if options.rehearse else Ledger.recorded()

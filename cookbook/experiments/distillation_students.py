@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -16,6 +15,7 @@ from cookbook.data import Augmentation, ResidentLoader, Split, load_fashion_mnis
 from cookbook.distillation import ViewLoader, augmented_views, distill, fingerprint, student_config, teacher_logits
 from cookbook.environment import seed_everything
 from cookbook.errors import EvidenceError
+from cookbook.experiments import command
 from cookbook.files import atomic_path
 from cookbook.models import ResNetConfig, build, load, save
 from cookbook.training import Recipe, evaluate, fit
@@ -25,7 +25,7 @@ STUDENT = student_config()
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
+class Plan(command.FixedPlan):
     """Everything that decides the outcome, fixed before the first result is seen.
 
     Attributes:
@@ -54,10 +54,6 @@ class Plan:
     learning_rate: float = 0.2
     batch_size: int = 128
 
-    def digest(self) -> str:
-        """Return 12 hexadecimal digits that name the folder of this plan."""
-        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:12]
-
 
 REHEARSAL = Plan(
     images=400, epochs=1, tenth_epochs=10, views=2, seeds=(0, 1, 2), temperatures=(1.0, 4.0),
@@ -66,17 +62,15 @@ REHEARSAL = Plan(
 
 
 @dataclass(frozen=True)
-class Task:
+class Task(command.Task):
     """One training: an arm, a seed, and the temperature where the arm has one."""
 
-    arm: str
-    seed: int
     temperature: float | None = None
 
     @property
     def name(self) -> str:
         """File name without suffix."""
-        return f"{self.arm}-seed{self.seed}" + ("" if self.temperature is None else f"-T{self.temperature:g}")
+        return super().name + ("" if self.temperature is None else f"-T{self.temperature:g}")
 
 
 class Experiment:

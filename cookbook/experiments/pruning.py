@@ -13,7 +13,6 @@ skipped; the same command resumes after any interruption. Timing wants a machine
 
 from __future__ import annotations
 
-import argparse
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,14 +23,12 @@ from torch import nn
 
 from cookbook.data import ResidentLoader
 from cookbook.deploy import Runtime, export
-from cookbook.errors import UsageError
 from cookbook.evidence import ClaimEvidence, Ledger, Table
-from cookbook.experiments.command import leave_on_termination, require_profile, run, train_in_processes
-from cookbook.experiments.pruning_networks import Experiment, Task
+from cookbook.experiments.command import Options, Task, leave_on_termination, run, train_in_processes
+from cookbook.experiments.pruning_networks import Experiment
 from cookbook.experiments.pruning_plan import plan_of
-from cookbook.files import cache_directory, data_directory
+from cookbook.files import data_directory
 from cookbook.measure import (
-    SeedComparison,
     Timing,
     compare_seeds,
     count_macs,
@@ -74,7 +71,7 @@ def record(experiment: Experiment, ledger: Ledger, *, threads: int = 1, rounds: 
     raw = {name: [score(experiment.cut_small(name, seed)) for seed in plan.seeds] for name in plan.criteria}
     gains = {name: compare_seeds(tuned["random"], tuned[name]) for name in plan.criteria if name != "random"}
     lesser = min((name for name in ("l1", "gamma") if name in gains), key=lambda name: gains[name].difference)
-    values = _bounded("least_gain_points", gains[lesser])
+    values = gains[lesser].bounded("least_gain_points")
     values |= {f"gain_points_{name}": gain.difference for name, gain in gains.items()}
     values |= {f"gain_points_{name}_before": fmean(raw[name]) - fmean(raw["random"]) for name in gains}
     note = f"{plan.small.depth} layers of width {plan.small.width}, {plan.images:,} images, half of the channels."
@@ -84,7 +81,7 @@ def record(experiment: Experiment, ledger: Ledger, *, threads: int = 1, rounds: 
     against_scratch = compare_seeds(scratch, fine)
     values = {"recovered_share": (fmean(fine) - fmean(raw["l1"])) / (unpruned - fmean(raw["l1"]))}
     values |= {"unpruned_accuracy": unpruned, "tuned_accuracy": fmean(fine), "scratch_accuracy": fmean(scratch)}
-    values |= _bounded("gain_over_scratch_points", against_scratch) | {"epochs_share": plan.share}
+    values |= against_scratch.bounded("gain_over_scratch_points") | {"epochs_share": plan.share}
     ledger.append(ClaimEvidence(claim="prune-04", lesson=LESSON, values=values, seeds=plan.seeds, note=note))
 
     whole = score(experiment.model)
@@ -95,17 +92,13 @@ def record(experiment: Experiment, ledger: Ledger, *, threads: int = 1, rounds: 
     values = {f"points_{arm}": fmean(found) - whole for arm, found in arms.items()}
     values |= {f"points_{arm}": fmean(found) - whole for arm, found in controls.items()}
     values |= {f"points_over_{arm}": fmean(paired) - fmean(found) for arm, found in controls.items()}
-    values |= _bounded("points_over_peer", against_peer) | _speeds(experiment, ledger, test, threads, rounds)
+    values |= against_peer.bounded("points_over_peer") | _speeds(experiment, ledger, test, threads, rounds)
     note = "half and third: shares of the latency, distilled; peer: Torch-Pruning's defaults at the MACs of half."
     ledger.append(ClaimEvidence(claim="prune-02", lesson=LESSON, values=values, seeds=plan.seeds, note=note))
     rows = [(f"{name} over chance, small", str(gain)) for name, gain in gains.items()]
     rows += [("fine-tuned over from scratch, small", str(against_scratch)), ("half over peer", str(against_peer))]
     rows += [(name.replace("_", " "), f"{value:.3f}") for name, value in values.items()]
     return Table(("comparison", "points on test, or times faster"), rows, title="Pruning, the long experiment")
-
-
-def _bounded(name: str, comparison: SeedComparison) -> dict[str, float]:
-    return {name: comparison.difference, f"{name}_low": comparison.low, f"{name}_high": comparison.high}
 
 
 def _speeds(experiment: Experiment, ledger: Ledger, test: ResidentLoader, threads: int, rounds: int) -> dict[str, float]:
@@ -147,28 +140,20 @@ def _speeds(experiment: Experiment, ledger: Ledger, test: ResidentLoader, thread
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line."""
-    parser = argparse.ArgumentParser(description=str(__doc__).split("\n", maxsplit=1)[0])
-    parser.add_argument("--jobs", type=int, default=1, help="trainings at a time")
-    parser.add_argument("--threads", type=int, default=1, help="CPU threads of each")
+    parser = Options(str(__doc__), "pruning")
     parser.add_argument("--baseline", type=Path, help="another unpruned model than the shipped one, with its record beside it")
-    parser.add_argument("--folder", type=Path, help="for checkpoints and networks; in the cache folder by default")
-    parser.add_argument("--rehearse", action="store_true", help="a miniature, recorded in the local ledger")
-    options = parser.parse_args(arguments)
-    if min(options.jobs, options.threads) < 1:
-        raise UsageError("--jobs and --threads must be 1 or more.")
-    require_profile(options.rehearse)
+    options = parser.parse(arguments)
     baseline = options.baseline or data_directory() / "checkpoints" / "baseline.safetensors"
-    folder = (options.folder or cache_directory() / "experiments" / "pruning").expanduser()
     leave_on_termination()
     torch.set_num_threads(options.threads)
     plan = plan_of(baseline.with_suffix(".json"), rehearse=options.rehearse)
-    experiment = Experiment(plan, baseline, folder)
+    experiment = Experiment(plan, baseline, options.folder)
     experiment.prepare()
     torch.set_num_threads(options.jobs * options.threads)  # this process asks the model while no other computes
     experiment.answers()
     for stage in STAGES:
         left = [task for task in experiment.tasks(stage) if not experiment.file(task).exists()]
-        train_in_processes(Experiment, (plan, baseline, folder), left, options.jobs, options.threads)
+        train_in_processes(Experiment, (plan, baseline, options.folder), left, options.jobs, options.threads)
     ledger = Ledger.local() if options.rehearse else Ledger.recorded()
     print(record(experiment, ledger))
     print(f"Written to {ledger.path}; the networks lie in {experiment.folder}.")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from cookbook.data import Augmentation, Loader, ResidentLoader, Split, load_fash
 from cookbook.distillation import ViewLoader, augmented_views, distill, fingerprint, teacher_logits
 from cookbook.environment import seed_everything
 from cookbook.errors import EvidenceError
+from cookbook.experiments.command import Task
 from cookbook.experiments.pruning_plan import Plan
 from cookbook.measure import count_macs
 from cookbook.models import ResNetConfig, build, load, save
@@ -37,19 +38,6 @@ from cookbook.pruning import (
     width_of_equal_latency,
 )
 from cookbook.training import Recipe, evaluate, fit
-
-
-@dataclass(frozen=True)
-class Task:
-    """One training: an arm and a seed."""
-
-    arm: str
-    seed: int
-
-    @property
-    def name(self) -> str:
-        """File name without suffix."""
-        return f"{self.arm}-seed{self.seed}"
 
 
 class Experiment:

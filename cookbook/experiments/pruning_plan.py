@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from cookbook.data import Augmentation
 from cookbook.errors import EvidenceError
+from cookbook.experiments.command import FixedPlan
 from cookbook.models import ResNetConfig
 from cookbook.pruning import Importance, fine_tuning_recipe
 from cookbook.training import Recipe
@@ -19,7 +19,7 @@ SMALL_RECIPE = Recipe(epochs=10, learning_rate=0.2, channels_last=True)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
+class Plan(FixedPlan):
     """Everything that decides the outcome, fixed before the first result is seen.
 
     Attributes:
@@ -65,10 +65,6 @@ class Plan:
     small_recipe: Recipe = SMALL_RECIPE
     small_multiple: int = 8
     batch_size: int = 128
-
-    def digest(self) -> str:
-        """Return 12 hexadecimal digits that name the folder of this plan."""
-        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:12]
 
     @property
     def tuning(self) -> Recipe:

@@ -1,18 +1,17 @@
 """The long experiment behind quant-02 to quant-05, in trainings that can be interrupted (lesson 05).
 
-    COOKBOOK_PROFILE=full python -m cookbook.experiments.quantization
+    COOKBOOK_PROFILE=full python -m cookbook.experiments.quantization --jobs 2
     python -m cookbook.experiments.quantization --rehearse     a miniature in the quick profile: is everything in place?
 
 First every network is trained: in float, on a long-tailed set, with rounding at several widths and for several numbers of
 epochs, and, as the control of the last two, for the same extra epochs in float. Then all are evaluated on test once, and
 the evidence is appended to the committed ledger. Only the shipped baseline is quantized without training. The same
-command resumes after any interruption; ``--seeds 0`` trains some seeds only, so that several machines or processes can
-share the work in one folder.
+command resumes after any interruption; ``--seeds 0`` trains some seeds only, so that several machines can share the work in
+one folder.
 """
 
 from __future__ import annotations
 
-import argparse
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,10 +24,10 @@ from cookbook.data import ResidentLoader
 from cookbook.deploy import Runtime, export
 from cookbook.errors import UsageError
 from cookbook.evidence import ClaimEvidence, Ledger, Table
-from cookbook.experiments.command import require_profile, run
+from cookbook.experiments.command import Options, leave_on_termination, run, train_in_processes
 from cookbook.experiments.quantization_conditions import CORRUPTIONS, corrupted
 from cookbook.experiments.quantization_runs import REHEARSAL, Experiment, Plan, Task
-from cookbook.files import cache_directory, data_directory
+from cookbook.files import data_directory
 from cookbook.measure import (
     SeedComparison,
     bytes_on_disk,
@@ -44,12 +43,6 @@ from cookbook.training import evaluate
 
 LESSON = "05"
 ENOUGH = 0.1  # points below the best budget that count as reached
-
-
-def train_all(experiment: Experiment, seeds: Sequence[int]) -> None:
-    """Train every network of the seeds that is not trained yet, and print its accuracy on validation."""
-    for task in experiment.tasks(seeds):
-        print(f"{task.name}: validation {experiment.train(task):.2f} %", flush=True)
 
 
 def record(experiment: Experiment, ledger: Ledger, baseline: Path, *, threads: int = 1, rounds: int = 30) -> Table:
@@ -104,7 +97,7 @@ def _conditions(experiment: Experiment, ledger: Ledger) -> list[tuple[str, str]]
     fewest = f"{plan.counts[0]}_images"
     largest = max((*CORRUPTIONS, fewest, "long_tail"), key=lambda name: drops[name].difference)
     values = {f"{name}_drop_points": found.difference for name, found in drops.items()}
-    values |= _bounded("largest_drop_points", drops[largest])
+    values |= drops[largest].bounded("largest_drop_points")
     values["corrupted_drop_points"] = max(drops[kind].difference for kind in CORRUPTIONS)
     values["fewest_images_drop_points"] = drops[fewest].difference
     note = f"8 bits after training against float on the same images; the largest drop is that of {largest.replace('_', ' ')}."
@@ -131,7 +124,7 @@ def _widths(experiment: Experiment, ledger: Ledger) -> list[tuple[str, str]]:
         trained = [_accuracy(experiment.network(Task("rounded", seed, bits, plan.extra)), test) for seed in plan.seeds]
         after = nearest(longer, bits)
         gain = compare_seeds(after, trained)
-        values |= _bounded(f"gain_points_{bits}bit", gain)
+        values |= gain.bounded(f"gain_points_{bits}bit")
         values |= {f"trained_accuracy_{bits}bit": fmean(trained), f"nearest_accuracy_{bits}bit": fmean(after)}
         values[f"drop_points_{bits}bit"] = fmean(reference) - fmean(trained)
         rows.append((f"{bits} bits, trained with rounding − float epochs, then nearest", str(gain)))
@@ -139,7 +132,7 @@ def _widths(experiment: Experiment, ledger: Ledger) -> list[tuple[str, str]]:
         learned = [experiment.learned_rounding(seed, bits) for seed in plan.seeds]
         scores = [_accuracy(_rounded(experiment, network, Scheme(weight_bits=bits)), test) for network in learned]
         gain = compare_seeds(nearest(floats, bits), scores)
-        values |= _bounded(f"adaround_gain_points_{bits}bit", gain)
+        values |= gain.bounded(f"adaround_gain_points_{bits}bit")
         values[f"adaround_accuracy_{bits}bit"] = fmean(scores)
         rows.append((f"{bits} bits, AdaRound − nearest, after training", str(gain)))
     note = f"{plan.extra} extra epochs each over {plan.images:,} images; activations in 8 bits."
@@ -162,7 +155,7 @@ def _budgets(experiment: Experiment, ledger: Ledger) -> list[tuple[str, str]]:
     first, last = plan.budgets[0], plan.budgets[-1]
     gain = compare_seeds(scores[first], scores[last])
     values = {"epochs_needed": float(needed), "accuracy_fewest_epochs": means[first], "accuracy_most_epochs": means[last]}
-    values |= {f"accuracy_{epochs}_epochs": mean for epochs, mean in means.items()} | _bounded("gain_points_most_epochs", gain)
+    values |= {f"accuracy_{epochs}_epochs": mean for epochs, mean in means.items()} | gain.bounded("gain_points_most_epochs")
     note = f"{plan.budget_bits}-bit weights, one schedule a budget, on validation; needed: within {ENOUGH} points of the best."
     ledger.append(ClaimEvidence(claim="quant-05", lesson=LESSON, values=values, seeds=plan.seeds, note=note))
     return [(f"{last} epochs with rounding − {first}, {plan.budget_bits} bits, on validation", str(gain))]
@@ -195,29 +188,20 @@ def _baseline(experiment: Experiment, ledger: Ledger, baseline: Path, threads: i
     return [("baseline, int8 after training − float32, in ONNX Runtime", str(compared))]
 
 
-def _bounded(name: str, comparison: SeedComparison) -> dict[str, float]:
-    return {name: comparison.difference, f"{name}_low": comparison.low, f"{name}_high": comparison.high}
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line."""
-    parser = argparse.ArgumentParser(description=str(__doc__).split("\n", maxsplit=1)[0])
-    parser.add_argument("--threads", type=int, default=1, help="CPU threads")
+    parser = Options(str(__doc__), "quantization")
     parser.add_argument("--seeds", type=int, nargs="+", help="train these only, and record nothing")
-    parser.add_argument("--folder", type=Path, help="for training states; in the cache folder by default")
     parser.add_argument("--baseline", type=Path, help="another running model than the shipped one")
-    parser.add_argument("--rehearse", action="store_true", help="a miniature, recorded in the local ledger")
-    options = parser.parse_args(arguments)
-    if options.threads < 1:
-        raise UsageError("--threads must be 1 or more.")
-    require_profile(options.rehearse)
+    options = parser.parse(arguments)
     plan = REHEARSAL if options.rehearse else Plan()
     if options.seeds and not set(options.seeds) <= set(plan.seeds):
         raise UsageError(f"The plan has the seeds {plan.seeds}: name some of them.")
+    leave_on_termination()
     torch.set_num_threads(options.threads)
-    folder = options.folder or cache_directory() / "experiments" / "quantization"
-    experiment = Experiment(plan, folder.expanduser())
-    train_all(experiment, options.seeds or plan.seeds)
+    experiment = Experiment(plan, options.folder)
+    for tasks in experiment.tasks(options.seeds or plan.seeds):
+        train_in_processes(Experiment, (plan, options.folder), tasks, options.jobs, options.threads)
     if options.seeds:
         return
     ledger = Ledger.local() if options.rehearse else Ledger.recorded()

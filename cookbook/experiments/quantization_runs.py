@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import copy
-import hashlib
-import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +13,7 @@ from torch import nn
 from cookbook.data import Augmentation, ResidentLoader, Split, load_fashion_mnist
 from cookbook.distillation import student_config
 from cookbook.environment import seed_everything
+from cookbook.experiments import command
 from cookbook.experiments.quantization_conditions import long_tailed
 from cookbook.models import ResNetConfig, build
 from cookbook.quantization import (
@@ -32,7 +31,7 @@ STUDENT = student_config()
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
+class Plan(command.FixedPlan):
     """Everything that decides the outcome, fixed before the first result is seen.
 
     Attributes:
@@ -71,10 +70,6 @@ class Plan:
     batch_size: int = 128
     tested: int | None = None
 
-    def digest(self) -> str:
-        """Return 12 hexadecimal digits that name the folder of this plan."""
-        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:12]
-
 
 REHEARSAL = Plan(
     images=1000, epochs=2, extra=1, widths=(8, 4, 2), learned_widths=(2,), budgets=(1, 2), calibration=64, counts=(8, 64),
@@ -84,7 +79,7 @@ REHEARSAL = Plan(
 
 
 @dataclass(frozen=True)
-class Task:
+class Task(command.Task):
     """One training.
 
     Attributes:
@@ -95,15 +90,13 @@ class Task:
         epochs: of the extra training, where the arm rounds.
     """
 
-    arm: str
-    seed: int
     bits: int = 0
     epochs: int = 0
 
     @property
     def name(self) -> str:
         """File name without suffix."""
-        return f"{self.arm}-seed{self.seed}" + (f"-{self.bits}bit-{self.epochs}epochs" if self.bits else "")
+        return super().name + (f"-{self.bits}bit-{self.epochs}epochs" if self.bits else "")
 
 
 class Experiment:
@@ -125,18 +118,19 @@ class Experiment:
         self.test = ResidentLoader(self.splits.test.subset(plan.tested or len(self.splits.test)), 500)
         self.example = self.splits.train.subset(10).normalized()[:2]
 
-    def tasks(self, seeds: Sequence[int]) -> list[Task]:
-        """Return every training of the seeds, each after those that it starts from."""
+    def tasks(self, seeds: Sequence[int]) -> tuple[list[Task], list[Task]]:
+        """Return the trainings of the seeds: those that begin with fresh weights, and then those that start from them."""
         plan = self.plan
         rounded = {(bits, plan.extra) for bits in plan.widths} | {(plan.budget_bits, epochs) for epochs in plan.budgets}
-        return [
+        later = [
             task
             for seed in seeds
             for task in (
-                Task("float", seed), Task("tail", seed), Task("longer", seed),
+                Task("longer", seed),
                 *(Task("rounded", seed, bits, epochs) for bits, epochs in sorted(rounded, reverse=True)),
             )
-        ]  # fmt: skip
+        ]
+        return [Task(arm, seed) for seed in seeds for arm in ("float", "tail")], later
 
     def network(self, task: Task) -> nn.Module:
         """Return a trained network; it is trained first, or from where it was interrupted, when it is not."""
@@ -178,9 +172,9 @@ class Experiment:
         """Return training images without augmentation, in a fixed order drawn once."""
         return ResidentLoader(self.tail if tail else self.whole, min(128, self.plan.batch_size), seed=1)
 
-    def train(self, task: Task) -> float:
-        """Train one network and return its accuracy on validation, in percent."""
-        return 100 * evaluate(self.network(task), self.validation).accuracy
+    def train(self, task: Task) -> None:
+        """Train one network, or go on where it was interrupted, and print its accuracy on validation."""
+        print(f"{task.name}: validation {evaluate(self.network(task), self.validation).accuracy:.2%}", flush=True)
 
     def _loader(self, split: Split, task: Task) -> ResidentLoader:
         seed = task.seed if task.arm in ("float", "tail") else 1000 + task.seed  # the extra epochs see fresh augmentations

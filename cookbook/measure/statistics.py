@@ -147,6 +147,10 @@ class SeedComparison:
         """The verdict, for values of which more is better."""
         return _word(self.difference, self.p_value, self.alpha)
 
+    def bounded(self, name: str) -> dict[str, float]:
+        """Return the difference and its interval as a claim's values: `name`, and it with ``_low`` and ``_high``."""
+        return {name: self.difference, f"{name}_low": self.low, f"{name}_high": self.high}
+
     def __str__(self) -> str:
         return (
             f"{self.difference:+.4g} [{self.low:+.4g}, {self.high:+.4g}], p = {self.p_value:.2g}: {self.word} "

@@ -44,7 +44,7 @@ def library_facts(libraries: Mapping[str, str]) -> dict[str, Any]:
     Args:
         libraries: module by distribution.
     """
-    installed = {name: _version(name) for name in libraries}
+    installed = {name: installed_version(name) for name in libraries}
     broken = {
         name: error
         for name, module in libraries.items()
@@ -53,7 +53,8 @@ def library_facts(libraries: Mapping[str, str]) -> dict[str, Any]:
     return {"libraries": installed, "broken": broken, "torch_installations": installations("torch", sys.path)}
 
 
-def _version(distribution: str) -> str | None:
+def installed_version(distribution: str) -> str | None:
+    """Return the version of a distribution, None where it is not installed."""
     try:
         return metadata.version(distribution)
     except metadata.PackageNotFoundError:

@@ -14,7 +14,7 @@ import torch
 from hosts_worker import model_and_batch
 from torch import nn
 
-from cookbook.distributed.hosts import Network, hosts_unavailable, two_hosts
+from cookbook.distributed.hosts import Network, Running, hosts_unavailable, two_hosts
 from cookbook.errors import UsageError
 from cookbook.training import RankError
 
@@ -35,6 +35,15 @@ def wait_until_gone(processes: list[int], seconds: float = 30.0) -> None:
     while any(map(psutil.pid_exists, processes)):
         assert time.monotonic() < deadline, "a host's first process is still there"
         time.sleep(0.05)
+
+
+def wait_until_written(file: Path, running: Running, network: Network) -> None:
+    """Wait for what the hosts' processes write, as long as none of them failed."""
+    deadline = time.monotonic() + START
+    while not file.exists():
+        outputs = [running.output(host) for host in network.hosts]
+        assert time.monotonic() < deadline and not any(process.poll() for process in running.processes), outputs
+        time.sleep(0.1)
 
 
 LISTEN = """
@@ -146,11 +155,7 @@ def test_torchrun_on_two_hosts_gives_the_gradients_of_one_process_and_a_cut_cabl
     with network.started(
         [*launcher, *meeting, str(WORKER), str(tmp_path), "5"], environment={"OMP_NUM_THREADS": "1"}
     ) as running:
-        deadline = time.monotonic() + START
-        while not (tmp_path / "gradients.pt").exists():
-            outputs = [running.output(host) for host in network.hosts]
-            assert time.monotonic() < deadline and not any(process.poll() for process in running.processes), outputs
-            time.sleep(0.1)
+        wait_until_written(tmp_path / "gradients.pt", running, network)
         network.cut()
         outcomes = running.wait(60)
     found = torch.load(tmp_path / "gradients.pt", weights_only=True)
@@ -173,11 +178,7 @@ def test_a_cut_cable_ends_a_launch_on_both_hosts_within_a_minute_whatever_the_pa
 ) -> None:
     """The ranks would wait for each other for ten minutes, and torchrun on the second host for the first for ever."""
     with network.started([sys.executable, str(WORKER), str(tmp_path)], environment={"OMP_NUM_THREADS": "1"}) as running:
-        deadline = time.monotonic() + START
-        while not (tmp_path / "met").exists():
-            outputs = [running.output(host) for host in network.hosts]
-            assert time.monotonic() < deadline and not any(process.poll() for process in running.processes), outputs
-            time.sleep(0.1)
+        wait_until_written(tmp_path / "met", running, network)
         network.cut()
         outcomes = running.wait(60, grace=60)
     assert [outcome.status for outcome in outcomes] == [1, 1]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from cookbook.data import Splits
 from cookbook.errors import UsageError
 from cookbook.evidence import Ledger
 from cookbook.experiments import quantization
-from cookbook.experiments.quantization import main, record, train_all
+from cookbook.experiments.quantization import main, record
 from cookbook.experiments.quantization_runs import REHEARSAL, Experiment, Plan, Task
 from cookbook.models import ResNetConfig, build, save
 
@@ -33,7 +34,8 @@ def experiment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fashion_mnist: S
 def test_everything_is_trained_once_and_recorded(
     experiment: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    train_all(experiment, TINY.seeds)
+    for task in itertools.chain(*experiment.tasks(TINY.seeds)):
+        experiment.train(task)
     states = {file: file.stat().st_mtime_ns for file in experiment.folder.glob("*.state")}
     assert len(states) == 3 * 4  # float, long tail, more float epochs, four bits
     monkeypatch.setattr(quantization, "_baseline", lambda *arguments: [])  # which times exported files
