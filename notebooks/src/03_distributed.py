@@ -96,8 +96,13 @@ print("BatchNorm makes a difference:", worst["batch_norm"] > 1e-3)
 # same order in both epochs, because nobody called `set_epoch`.
 
 # %%
-# NBVAL_CHECK_OUTPUT
 visits = launch(visited_samples, 400, ranks=2, threads=1, timeout=120)
+
+# %% [markdown]
+# Who saw what, and what both saw:
+
+# %%
+# NBVAL_CHECK_OUTPUT
 plain, dealt, second = ([rank[name] for rank in visits] for name in ("plain", "sampler", "second epoch"))
 values = {"overlap_without": overlap(plain), "overlap_with": overlap(dealt)}
 ledger.append(ClaimEvidence(claim="ddp-02", lesson="03", values=values, note="two ranks, 400 samples, one seed for all"))

@@ -59,6 +59,7 @@ PLANTED: list[tuple[str, Plant]] = [
     ("executed", set_output(6, ERROR)),
     ("checked", set_source(4, "print(3)")),
     ("checked", set_output(4)),
+    ("checked", set_source(4, "# NBVAL_CHECK_OUTPUT\nprint(launch(work, ranks=2))")),
     ("title", set_source(0, "# 08 A title")),
     ("title", set_source(0, "# A title")),
     ("title", set_source(0, "Text\n\n# 07 A title")),
