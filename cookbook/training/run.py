@@ -149,7 +149,8 @@ class Run:
         """
         recipe = self.recipe
         loss = self._accumulate_gradients(batches)
-        self.settle()  # whether the last step counts decides the rate of this one
+        if self.scaling is not None:
+            self.settle()  # whether the last step counts decides the rate of this one
         rate = recipe.learning_rate_at(self.at.updates, recipe.epochs * self.steps_per_epoch)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
@@ -191,8 +192,9 @@ class Run:
             if size > 1:
                 loss = loss / size
             (loss if self.scaling is None else self.scaler.scale(loss)).backward()
-            loss = loss.detach()
-            total = loss if total is None else total + loss
+            if size == 1:
+                return loss.detach()
+            total = loss.detach() if total is None else total + loss.detach()
         assert total is not None
         return total
 
