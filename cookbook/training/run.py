@@ -149,8 +149,7 @@ class Run:
         """
         recipe = self.recipe
         loss = self._accumulate_gradients(batches)
-        if self.scaling is not None:
-            self.settle()  # whether the last step counts decides the rate of this one
+        self.settle()  # whether the last step counts decides the rate of this one
         rate = recipe.learning_rate_at(self.at.updates, recipe.epochs * self.steps_per_epoch)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
@@ -192,9 +191,8 @@ class Run:
             if size > 1:
                 loss = loss / size
             (loss if self.scaling is None else self.scaler.scale(loss)).backward()
-            if size == 1:
-                return loss.detach()
-            total = loss.detach() if total is None else total + loss.detach()
+            loss = loss.detach()
+            total = loss if total is None else total + loss
         assert total is not None
         return total
 
