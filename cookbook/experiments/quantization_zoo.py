@@ -1,9 +1,11 @@
 """Does int8 work, and pay, beyond the running model? Torchvision's classifiers say (lesson 05).
 
     python -m cookbook.experiments.quantization_zoo [--size 224] [--rounds 20] [name …]
+    COOKBOOK_PROFILE=full python -m cookbook.experiments.quantization_zoo --record
 
 Weights are random, so that nothing is downloaded; what is shown is which kernels run, and how fast. Every file is timed in
-turns with the float32 file and with what ONNX Runtime's own tool makes of the same model.
+turns with the float32 file and with what ONNX Runtime's own tool makes of the same model. ``--record`` keeps the figures in
+the committed ledger, from where the lesson shows them.
 """
 
 from __future__ import annotations
@@ -23,8 +25,8 @@ from torch import Tensor, nn
 from cookbook.deploy import KernelReport, Runtime, export, kernels, parity
 from cookbook.environment import processor_name
 from cookbook.errors import CookbookError
-from cookbook.evidence import Table
-from cookbook.experiments.command import run
+from cookbook.evidence import BenchRatio, Ledger, Table
+from cookbook.experiments.command import require_profile, run
 from cookbook.measure import Ratio, bytes_on_disk, interleave, pinned_threads, speedup
 from cookbook.models.random_weights import random_model
 from cookbook.models.torchvision_models import TorchvisionConfig
@@ -39,12 +41,14 @@ QUANTIZED = (
 BATCHES = (1, 8)
 CALIBRATION = 16  # images
 STEPS = 2  # of training
+RECORDED = "int8 in ONNX Runtime, torchvision's {name}, batch {batch}"
 COLUMNS = (
     "model", "int8 kernels", "after training", "bytes",
     *(f"against float32, batch {batch}" for batch in BATCHES),
     *(f"against quantize_static, batch {batch}" for batch in BATCHES),
     "difference", "of quantize_static",
 )  # fmt: skip
+RECORDED_COLUMNS = ("model", "int8 kernels", "bytes", *(column for column in COLUMNS if "against" in column))
 
 
 @dataclass(frozen=True)
@@ -164,6 +168,42 @@ def quantization_table(rows: Iterable[QuantizedRow]) -> Table:
     return Table(COLUMNS, cells, "\n".join(note), "Quantized models")
 
 
+def bench_ratios(rows: Iterable[QuantizedRow]) -> list[BenchRatio]:
+    """Return what is recorded of each model: one ratio a batch size, with the kernels and all else among its values."""
+    found = []
+    for row in rows:
+        coverage = row.kernels.coverage.values()
+        for batch, ratio in row.against_float.items():
+            static = row.against_static[batch]
+            values: dict[str, float] = {"int8_nodes": sum(part.int8 for part in coverage)}
+            values["nodes"] = sum(part.total for part in coverage)
+            values |= {"over_static": static.value, "over_static_low": static.low, "over_static_high": static.high}
+            values |= {"bytes_ratio": row.bytes, "difference": row.difference, "static_difference": row.static_difference}
+            what = f"speed at {row.size} × {row.size} pixels on one thread"
+            name = RECORDED.format(name=row.name, batch=batch)
+            found.append(BenchRatio(name=name, baseline="float32", candidate="int8", ratio=ratio, what=what, values=values))
+    return found
+
+
+def recorded_table(ledger: Ledger) -> Table:
+    """Return the newest recorded figures of each model in a ledger; a model without any has no row."""
+    newest = {row.name: row for row in ledger.bench()}
+    cells, machines = [], set()
+    for name in QUANTIZED:
+        names = [RECORDED.format(name=name, batch=batch) for batch in BATCHES]
+        if not set(names) <= set(newest):
+            continue
+        rows = [newest[name] for name in names]
+        values = rows[0].values
+        statics = [Ratio(*(row.values[f"over_static{end}"] for end in ("", "_low", "_high"))) for row in rows]
+        coverage = f"{values['int8_nodes']:.0f} of {values['nodes']:.0f}"
+        speeds = map(str, (*(row.ratio for row in rows), *statics))
+        cells.append((name, coverage, f"{values['bytes_ratio']:.2f}", *speeds))
+        machines |= {f"{row.provenance.processor}, {row.what}" for row in rows}
+    note = f"Measured on {'; '.join(sorted(machines))}." if cells else "Nothing was recorded yet."
+    return Table(RECORDED_COLUMNS, cells, note, "Torchvision's models in int8, recorded")
+
+
 def _coverage(report: KernelReport) -> str:
     partly = [f"{name} {row.int8} of {row.total}" for name, row in report.coverage.items() if row.share < 1]
     return ", ".join(partly) if partly else "all"
@@ -180,8 +220,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("names", nargs="*", default=QUANTIZED)
     parser.add_argument("--size", type=int, default=224, help="height and width of the images, in pixels")
     parser.add_argument("--rounds", type=int, default=20, help="samples of each latency")
+    parser.add_argument("--record", action="store_true", help="keep the figures in the committed ledger")
     given = parser.parse_args(arguments)
-    print(quantization_table(quantize_zoo(given.names, size=given.size, rounds=given.rounds)))
+    if given.record:
+        require_profile(rehearse=False)
+    rows = quantize_zoo(given.names, size=given.size, rounds=given.rounds)
+    print(quantization_table(rows))
+    if given.record:
+        ledger = Ledger.recorded()
+        for row in bench_ratios(rows):
+            ledger.append(row)
+        print(f"Written to {ledger.path}.")
     return 0
 
 

@@ -25,6 +25,7 @@ from cookbook import (ClaimEvidence, Ledger, Recipe, ResidentLoader, ResNetConfi
     compare_paired, compare_seeds, count_macs, count_parameters, data_directory, evaluate, export, fit, interleave, kernels, load,
     load_fashion_mnist, measure_candidates, parity, scoreboard, seed_everything, speedup, stamp, verdicts)  # fmt: skip
 from cookbook.experiments.quantization_conditions import CORRUPTIONS, corrupted, long_tailed
+from cookbook.experiments.quantization_zoo import recorded_table
 from cookbook.models import PerceptronConfig
 from cookbook.plots.quantization import bits_figure, quantizer_figure, sensitivity_figure
 from cookbook.quantization import Affine, Scheme, adaround, best_range, fold_batchnorm, load_packed, quantize, quantize_aware_training, round_to_nearest, save_packed, saturates, sensitivity
@@ -230,6 +231,15 @@ rows = [
     for name, report in reports.items()
 ]
 Table(("file", "convolutions in 8 bits", "nodes in float", "conversions", f"speed, batch {' / '.join(map(str, timings))}"), rows)
+
+# %% [markdown]
+# ### Beyond the running model
+#
+# Other families have other operators. Expect torchvision's models with random weights, quantized by the same call, and recorded in turns with
+# float32 and with ONNX Runtime's own tool.
+
+# %%
+recorded_table(Ledger.recorded())
 
 # %% [markdown]
 # ### Where dynamic quantization belongs
