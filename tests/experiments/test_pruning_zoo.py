@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from cookbook.errors import CookbookError, UsageError
+from cookbook.evidence import Ledger
 from cookbook.experiments import pruning_zoo
-from cookbook.experiments.pruning_zoo import STEPS, ZooRow, main, prune_model, zoo_table
+from cookbook.experiments.pruning_zoo import STEPS, ZooRow, bench_ratios, main, prune_model, recorded_table, zoo_table
 from cookbook.models import ResNetConfig, build
 
 SIZE = 64
@@ -29,16 +30,17 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def attempt(**arguments: Any) -> ZooRow:
-    return prune_model("resnet18", size=16, multiple=1, **arguments)
+    return prune_model("resnet18", size=16, multiple=1, rounds=3, **arguments)
 
 
 def test_a_real_model_goes_all_the_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    row = prune_model("squeezenet1_1", size=SIZE)
+    row = prune_model("squeezenet1_1", size=SIZE, rounds=3)
     assert (row.stopped, row.steps) == ("", STEPS)
     assert row.macs == pytest.approx(0.5, rel=0.1)
     assert row.parameters is not None and 0 < row.parameters < 1
     assert row.narrowed is not None and 0 < row.narrowed[0] < row.narrowed[1] == 26
+    assert row.speed is not None and row.speed.value > 0
     assert list(tmp_path.iterdir()) == []
 
 
@@ -52,7 +54,8 @@ def test_a_file_that_computes_something_else_fails_at_parity(tiny: None, monkeyp
 
     monkeypatch.setattr(pruning_zoo, "export", export_clipped)
     row = attempt()
-    assert row.stopped.startswith("parity: The logits differ by") and row.steps == STEPS[:-1]
+    assert row.stopped.startswith("parity: The logits differ by") and row.steps == STEPS[:-2]
+    assert row.speed is None and bench_ratios([row]) == []
 
 
 def test_a_model_that_answers_every_image_alike_fails_before_anything_is_compared(
@@ -99,6 +102,30 @@ def test_what_cannot_be_pruned_so_far_is_a_row_and_the_next_has_its_turn(
     assert "1 of 1 models passed" in capsys.readouterr().out
 
 
+def test_what_is_recorded_is_what_the_lesson_shows(tiny: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "results").mkdir()
+    monkeypatch.setenv("COOKBOOK_PROFILE", "full")
+    monkeypatch.setenv("COOKBOOK_DATA", str(tmp_path))
+    ledger = Ledger.recorded()
+    assert "Nothing was recorded yet." in str(recorded_table(ledger))
+    small = ["--models", "resnet18", "--size", "16", "--multiple", "1", "--rounds", "3"]
+    main(small)
+    assert not ledger.bench()
+    for _ in range(2):
+        main([*small, "--record"])
+    _, newest = ledger.bench()
+    (shown,) = recorded_table(ledger).rows
+    values = newest.values
+    assert shown == ("resnet18", f"{values['macs_ratio']:.2f}", f"{values['parameters_ratio']:.2f}", str(newest.ratio))
+
+
+def test_the_quick_profile_records_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COOKBOOK_PROFILE", "quick")
+    monkeypatch.setattr(pruning_zoo, "prune_model", lambda *_, **__: pytest.fail("a model ran"))
+    with pytest.raises(UsageError, match="full profile only"):
+        main(["--record"])
+
+
 def test_an_error_of_a_library_names_its_kind(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object, **__: object) -> nn.Module:
         raise ZeroDivisionError("the planted\nfault")
@@ -107,7 +134,7 @@ def test_an_error_of_a_library_names_its_kind(monkeypatch: pytest.MonkeyPatch) -
     row = attempt()
     assert row.stopped == "prune: ZeroDivisionError: the planted fault"
     cells = zoo_table([row]).rows[0]
-    assert cells == ("resnet18", "—", "—", "—", "fail", "—", "—", "—", "—")
+    assert cells == ("resnet18", "—", "—", "—", "—", "fail", *5 * ("—",))
 
 
 @pytest.mark.parametrize(
