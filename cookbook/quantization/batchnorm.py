@@ -9,6 +9,8 @@ of 0.1, whatever the model says; this one keeps both.
 
 from __future__ import annotations
 
+from typing import Protocol, runtime_checkable
+
 import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node
@@ -19,6 +21,14 @@ SEPARATED = "cookbook_separated"  # where BatchNorm's `meta` keeps the names of 
 TINY = 1e-12  # instead of a scale of exactly zero, by which nothing can be divided
 
 aten = torch.ops.aten
+
+
+@runtime_checkable
+class HasUnits(Protocol):
+    """A fake quantizer whose steps are in units of BatchNorm's scale."""
+
+    def absorb(self, unit: Tensor) -> None:
+        """Tell the steps in the weight's own units from now on."""
 
 
 def insert_convolutions(graph: GraphModule) -> None:
@@ -64,18 +74,34 @@ def separate_batch_norm(graph: GraphModule) -> None:
     graph.recompile()
 
 
+def scaled_weights(graph: GraphModule) -> list[tuple[Node, Node]]:
+    """Return each fake quantizer of a weight that BatchNorm scales, with the product of weight and scale that it rounds."""
+    scaled = {node.meta[SEPARATED]["scaled"] for node in graph.graph.nodes if SEPARATED in node.meta}
+    return [
+        (user, node) for node in graph.graph.nodes if node.name in scaled for user in node.users if user.op == "call_module"
+    ]
+
+
 def fold_batch_norm(graph: GraphModule) -> None:
     """Undo `separate_batch_norm`: write the scaled weight and the shifted bias as constants, and drop BatchNorm.
 
-    In eval mode the graph computes what it computed before.
+    In eval mode the graph computes what it computed before. Fake quantizers whose steps are in units of BatchNorm's scale
+    absorb it.
     """
+    quantizers = scaled_weights(graph)
     nodes = {node.name: node for node in graph.graph.nodes}
     for norm in list(graph.graph.nodes):
         if norm.target != BATCH_NORM or SEPARATED not in norm.meta:
             continue
         names: dict[str, str] = norm.meta[SEPARATED]
         source, scaled = nodes[names["source"]], nodes[names["scaled"]]
-        weight, bias = _folded(graph, norm, scaled, names)
+        weight, bias, scale = _folded(graph, norm, scaled, names)
+        for quantizer, product in quantizers:
+            if product is scaled and len(quantizer.args) > 1:
+                module = graph.get_submodule(str(quantizer.target))
+                assert isinstance(module, HasUnits)
+                module.absorb(scale)
+                quantizer.args = (scaled,)
         _store(graph, scaled, weight, f"{names['layer']}_folded_weight")
         added = _store(graph, source, bias, f"{names['layer']}_folded_bias", replace=False)
         source.args = (*source.args[:2], added, *source.args[3:])
@@ -147,8 +173,8 @@ def _separate(graph: GraphModule, norm: Node, source: Node) -> None:
     }
 
 
-def _folded(graph: GraphModule, norm: Node, scaled: Node, names: dict[str, str]) -> tuple[Tensor, Tensor]:
-    """Return the weight times gamma/sigma, and the bias that is left when BatchNorm goes, computed as in the graph."""
+def _folded(graph: GraphModule, norm: Node, scaled: Node, names: dict[str, str]) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the weight times gamma/sigma, the bias that is left when BatchNorm goes, and gamma/sigma, as in the graph."""
     gamma, beta, mean, variance = (_value(graph, argument) for argument in norm.args[1:5])
     epsilon = norm.args[7]
     assert mean is not None and variance is not None and isinstance(epsilon, float)
@@ -160,7 +186,7 @@ def _folded(graph: GraphModule, norm: Node, scaled: Node, names: dict[str, str])
     assert isinstance(shape, list)
     bias = _attribute(graph, names["bias"]) if names["bias"] else torch.zeros_like(mean)
     shifted = (bias - mean) * scale
-    return (weight * safe.view(shape)).detach(), (shifted if beta is None else shifted + beta).detach()
+    return (weight * safe.view(shape)).detach(), (shifted if beta is None else shifted + beta).detach(), safe.detach()
 
 
 def _value(graph: GraphModule, argument: object) -> Tensor | None:

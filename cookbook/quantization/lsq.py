@@ -7,9 +7,10 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.fx import GraphModule
+from torch.fx import GraphModule, Node
 
 from cookbook.errors import UsageError
+from cookbook.quantization.batchnorm import scaled_weights
 from cookbook.quantization.pt2e import FakeQuantizeBase
 from cookbook.quantization.rounding import closest_step
 
@@ -41,7 +42,7 @@ class _ScaledGradient(torch.autograd.Function):
         return gradients[0] * ctx.factor, None
 
 
-def learned_step(values: Tensor, step: Tensor, lowest: int, highest: int) -> Tensor:
+def learned_step(values: Tensor, step: Tensor, lowest: int, highest: int, unit: Tensor | None = None) -> Tensor:
     """Return the values rounded to the grid of `step`, with the gradients of LSQ (Esser et al., arXiv 1902.08153, section 2.1).
 
     With x = value/step the result is step · round(clip(x, lowest, highest)). A value's gradient passes inside of the range
@@ -53,11 +54,19 @@ def learned_step(values: Tensor, step: Tensor, lowest: int, highest: int) -> Ten
         step: positive, in the dtype of `values`, of a shape that broadcasts to theirs.
         lowest: integer, 0 or less.
         highest: integer, 1 or more.
+        unit: in which `step` is told, positive or negative, of a shape that broadcasts to `step`'s; None: 1.
     """
     factor = 1 / math.sqrt(values.numel() / step.numel() * highest)
     scaled = cast(Tensor, _ScaledGradient.apply(step, factor))
+    if unit is not None:
+        scaled = in_units(scaled, unit)
     # multiplied by the reciprocal, as torch's own quantizers do: divided, a value halfway can fall to the other side
     return cast(Tensor, _Round.apply((values * scaled.reciprocal()).clamp(lowest, highest))) * scaled
+
+
+def in_units(step: Tensor, unit: Tensor) -> Tensor:
+    """Return a step that was told in units of something, in the units of the values themselves."""
+    return (step * unit.abs()).clamp_min(SMALLEST_STEP)
 
 
 def first_step(values: Tensor, highest: int, axis: int | None) -> Tensor:
@@ -80,6 +89,10 @@ class LearnedStepQuantize(FakeQuantizeBase):  # type: ignore[misc]
     It takes the place of a plain fake quantizer in a graph prepared for training, and has its attributes. Unlike torchao's
     own learnable one its step exists from the start, so that checkpoints hold it.
 
+    A weight that BatchNorm scales by gamma/sigma before it is rounded has its steps, one a channel, in units of that scale.
+    Whatever BatchNorm's statistics do then leaves the integers as they are. With a fixed distance they would depend on the
+    statistics, which depend on them: with two bits a channel whose sigma grows rounds to zero, sigma falls, and so on.
+
     Args:
         step: positive floats (channels,) or (1,).
         like: the fake quantizer that it replaces, symmetric, with one scale a channel or for all.
@@ -98,19 +111,33 @@ class LearnedStepQuantize(FakeQuantizeBase):  # type: ignore[misc]
 
     @property
     def scale(self) -> Tensor:
-        """The step as it is used and written: float (channels,) or (1,)."""
+        """The step as it is used and written, times the unit if it has one: float (channels,) or (1,)."""
         return self.step.abs().clamp_min(SMALLEST_STEP)
 
     def calculate_qparams(self) -> tuple[Tensor, Tensor]:
         """Return scale and zero point, as torchao's conversion asks for them."""
         return self.scale.detach(), self.zero_point
 
-    def forward(self, values: Tensor) -> Tensor:
-        """Return the values on the grid; unchanged while fake quantization is switched off."""
+    def forward(self, values: Tensor, unit: Tensor | None = None) -> Tensor:
+        """Return the values on the grid; unchanged while fake quantization is switched off.
+
+        Args:
+            values: a weight.
+            unit: of the steps, of a shape that broadcasts to the weight's; None: 1.
+        """
         if self.fake_quant_enabled[0] != 1:
             return values
         shape = [-1 if self.is_per_channel and place == self.ch_axis else 1 for place in range(values.ndim)]
-        return learned_step(values, self.scale.reshape(shape), self.quant_min, self.quant_max)
+        return learned_step(values, self.scale.reshape(shape), self.quant_min, self.quant_max, unit)
+
+    def absorb(self, unit: Tensor) -> None:
+        """Tell the steps in the values' own units from now on.
+
+        Args:
+            unit: of the steps so far, (channels,).
+        """
+        with torch.no_grad():
+            self.step.copy_(in_units(self.scale, unit))
 
     def extra_repr(self) -> str:
         """Return what `print(model)` shows of it."""
@@ -130,14 +157,13 @@ def learn_steps(prepared: GraphModule, images: Tensor) -> int:
     found = {name: module for name, module in prepared.named_modules() if is_weight_quantizer(module)}
     if not found:
         raise UsageError("This graph has no fake quantizers of weights: pass one from prepare(…, qat=True).")
-    steps: dict[str, Tensor] = {}
+    weights: dict[str, Tensor] = {}
 
-    def note(name: str, module: FakeQuantizeBase, values: Tensor) -> None:
-        axis = int(module.ch_axis) if module.is_per_channel else None
-        steps[name] = first_step(values, int(module.quant_max), axis)
+    def note(name: str, values: Tensor) -> None:
+        weights[name] = values
 
     hooks = [
-        module.register_forward_pre_hook(lambda module, arguments, name=name: note(name, module, arguments[0]))
+        module.register_forward_pre_hook(lambda _, arguments, name=name: note(name, arguments[0]))
         for name, module in found.items()
     ]
     try:
@@ -146,8 +172,18 @@ def learn_steps(prepared: GraphModule, images: Tensor) -> int:
     finally:
         for hook in hooks:
             hook.remove()
+    for node, scaled in scaled_weights(prepared):
+        name = str(node.target)
+        if name in found and found[name].is_per_channel:
+            weight, unit = scaled.args
+            assert isinstance(weight, Node) and isinstance(unit, Node)
+            weights[name] = prepared.get_parameter(str(weight.target))
+            node.args = (scaled, unit)
+    prepared.recompile()
     for name, module in found.items():
-        prepared.set_submodule(name, LearnedStepQuantize(steps[name], module))
+        axis = int(module.ch_axis) if module.is_per_channel else None
+        step = first_step(weights[name], int(module.quant_max), axis)
+        prepared.set_submodule(name, LearnedStepQuantize(step, module))
     return len(found)
 
 

@@ -108,12 +108,68 @@ def test_the_step_that_is_learned_is_the_scale_that_is_written(bits: int, per_ch
         for module in prepared.modules():
             if hasattr(module, "disable_observer"):
                 module.disable_observer()
+        for name, value in prepared.state_dict().items():
+            if "running_var" in name:  # so that gamma/sigma is not near one
+                value.mul_(torch.empty_like(value).uniform_(0.1, 10.0))
         simulated = prepared(IMAGES)
         converted = convert(prepared)
         torch.testing.assert_close(converted(IMAGES), simulated, atol=1e-5, rtol=1e-5)
     written = [scales_of(node, converted) for node in converted.graph.nodes if "dequantize_per" in str(node.target)]
-    for module in learned.values():
-        assert any(found.shape == module.scale.shape and torch.allclose(found, module.scale) for found in written)
+    units = {str(node.target): unit_of(prepared, node) for node in prepared.graph.nodes if str(node.target) in learned}
+    assert any(not torch.equal(unit, torch.ones_like(unit)) for unit in units.values()) == per_channel
+    for name, module in learned.items():
+        used = module.scale * units[name]
+        assert any(found.shape == used.shape and torch.allclose(found, used) for found in written)
+
+
+def unit_of(prepared: torch.fx.GraphModule, node: torch.fx.Node) -> Tensor:
+    """Return |gamma|/sigma of the BatchNorm after a weight, computed from its names alone; one where there is none."""
+    (convolution,) = node.users
+    norm = next((user for user in reached(convolution) if "batch_norm" in str(user.target)), None)
+    if norm is None or len(node.args) == 1:
+        return torch.ones(1)
+    state = prepared.state_dict()
+    name = str(norm.args[3].target).removesuffix(".running_mean")
+    return state[f"{name}.weight"].abs() / (state[f"{name}.running_var"] + norm.args[7]).sqrt()
+
+
+def reached(node: torch.fx.Node) -> list[torch.fx.Node]:
+    """Return the next three nodes along a chain: the division by the scale, the bias if there is one, and BatchNorm."""
+    found = [node]
+    while len(found) < 4 and len(found[-1].users) == 1:
+        found.append(next(iter(found[-1].users)))
+    return found[1:]
+
+
+@pytest.mark.parametrize("bits", [2, 4])
+def test_what_batchnorm_does_to_its_statistics_leaves_the_integers_as_they_are(bits: int) -> None:
+    prepared = prepare(plain_net(), IMAGES, Scheme(weight_bits=bits), qat=True)
+    learn_steps(prepared, IMAGES)
+    with torch.no_grad():
+        prepared(IMAGES)
+        before = integers_of(convert(prepared))
+        for name, value in prepared.state_dict().items():
+            if "running_var" in name:
+                value.mul_(torch.empty_like(value).uniform_(1e-3, 1e3))
+        prepared(IMAGES)
+        after = integers_of(convert(prepared))
+    assert before and all(torch.equal(value, after[name]) for name, value in before.items())
+
+
+def integers_of(converted: torch.fx.GraphModule) -> dict[str, Tensor]:
+    return {name: value for name, value in converted.state_dict().items() if value.dtype is torch.int8}
+
+
+def test_in_units_of_a_scale_the_gradient_is_that_of_the_unscaled_weight() -> None:
+    values, step = case(2)
+    unit = torch.tensor([[0.01], [-3.0], [40.0], [1.0]], dtype=torch.float64, requires_grad=True)
+    upstream = torch.randn(4, 7, dtype=torch.float64)
+    (learned_step(values * unit, step, -3, 3, unit) / unit * upstream).sum().backward()
+    plain = [tensor.detach().clone().requires_grad_() for tensor in (values, step)]
+    (learned_step(*plain, -3, 3) * upstream).sum().backward()
+    torch.testing.assert_close(values.grad, plain[0].grad)
+    torch.testing.assert_close(step.grad, plain[1].grad)
+    torch.testing.assert_close(unit.grad, torch.zeros(4, 1, dtype=torch.float64))
 
 
 def scales_of(node: torch.fx.Node, graph: torch.fx.GraphModule) -> Tensor:
