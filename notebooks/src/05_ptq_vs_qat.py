@@ -28,7 +28,7 @@ from cookbook.experiments.quantization_conditions import CORRUPTIONS, corrupted,
 from cookbook.experiments.quantization_zoo import recorded_table
 from cookbook.models import PerceptronConfig
 from cookbook.plots.quantization import bits_figure, quantizer_figure, sensitivity_figure
-from cookbook.quantization import Affine, Scheme, adaround, best_range, fold_batchnorm, load_packed, quantize, quantize_aware_training, round_to_nearest, save_packed, saturates, sensitivity
+from cookbook.quantization import Affine, Scheme, adaround, best_range, fold_batchnorm, learned_step, load_packed, quantize, quantize_aware_training, round_to_nearest, save_packed, saturates, sensitivity
 from cookbook.quantization.dynamic import quantize_dynamically
 from cookbook.quantization.eager_history import REPLACED
 from cookbook.quantization.peers import FLOAT, OURS, files_by_quantizer
@@ -236,7 +236,8 @@ Table(("file", "convolutions in 8 bits", "nodes in float", "conversions", f"spee
 # ### Beyond the running model
 #
 # Other families have other operators. Expect torchvision's models with random weights, quantized by the same call, and recorded in turns with
-# float32 and with ONNX Runtime's own tool.
+# float32 and with ONNX Runtime's own tool. Where kernels are missing, such as that for hard sigmoids, a network goes back and forth between bytes
+# and floats, and can lose by it; `python -m cookbook.experiments.quantization_zoo NAME` names what stays in floats, and why.
 
 # %%
 recorded_table(Ledger.recorded())
@@ -415,6 +416,21 @@ written = [value for bits in WIDTHS for value in scores["trained with rounding"]
 image = 100 / len(validation.split)
 same = all(abs(before - after) < 1.5 * image for before, after in zip(reported, written, strict=True))
 print("accuracy in training is that of what is written:", same)
+
+# %% [markdown]
+# A second trap waits where bits are few. BatchNorm's scale gamma/sigma goes into the weight before it is rounded. If the distance between two grid points
+# does not follow it, the integers depend on the statistics, and these on the integers: a channel whose sigma grows rounds to zero, then sigma
+# falls, and evaluation, which uses the average of that, is far from what was trained. So the distance that is learned here is told in units of gamma/sigma. Expect,
+# for two bits, a share of zeros that runs away, and one that stays.
+
+# %%
+weight = students[0].blocks[0].conv1.weight.detach()
+distance = weight.abs().mean((1, 2, 3), keepdim=True)
+rows = []
+for sigma in (0.5, 1.0, 2.0, 4.0):
+    found = [learned_step(weight / sigma, distance, -1, 1, unit) for unit in (None, torch.tensor(1 / sigma))]
+    rows.append((sigma, *(f"{(values == 0).float().mean():.0%}" for values in found)))
+Table(("sigma", "weights that become zero, distance fixed", "in units of gamma/sigma"), rows, title="A channel's statistics move")
 
 # %% [markdown]
 # ### How many epochs?
