@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import TYPE_CHECKING
@@ -104,6 +103,15 @@ def bits_figure(
     return picture
 
 
+def _fastest(ratios: Mapping[str, Mapping[int, Ratio]], batches: Sequence[int]) -> str:
+    """Say which quantizer is fastest: one sentence if it is the same for all batches."""
+    best = {batch: max(ratios, key=lambda name: ratios[name][batch].value) for batch in batches}
+    speeds = {batch: f"{ratios[name][batch].value:.2f} times" for batch, name in best.items()}
+    if len(set(best.values())) == 1:
+        return f"{best[batches[0]]} is the fastest, " + " and ".join(f"{speeds[batch]} at batch {batch}" for batch in batches)
+    return "fastest: " + ", ".join(f"at batch {batch} {name} with {speeds[batch]}" for batch, name in best.items())
+
+
 def quantizer_figure(ratios: Mapping[str, Mapping[int, Ratio]], *, theme: Theme = "light") -> Picture:
     """Draw how many times as fast as float each quantizer's file is, with the 95 % intervals.
 
@@ -118,9 +126,7 @@ def quantizer_figure(ratios: Mapping[str, Mapping[int, Ratio]], *, theme: Theme 
     if not batches or any(sorted(found) != batches for found in ratios.values()):
         raise UsageError("Give each quantizer a ratio at the same batch sizes, at least one.")
     slower = [name for name, found in ratios.items() if all(ratio.high < 1 for ratio in found.values())]
-    fastest = max(ratios, key=lambda name: math.prod(ratio.value for ratio in ratios[name].values()))
-    speeds = " and ".join(f"{ratios[fastest][batch].value:.2f} times at batch {batch}" for batch in batches)
-    finding = f"{fastest} is the fastest, {speeds}; {len(slower)} of {len(ratios)} quantizers make the model slower than float"
+    finding = f"{_fastest(ratios, batches)}; {len(slower)} of {len(ratios)} quantizers make the model slower than float"
     with matplotlib.rc_context(style(theme)):
         picture, axes = new_picture(finding, theme=theme, size=(9.0, 1.6 + 0.45 * len(ratios)))
         for number, batch in enumerate(batches):

@@ -69,6 +69,17 @@ def test_slow_quantizers_are_counted(theme) -> None:
     assert picture.png().startswith(b"\x89PNG")
 
 
+def test_where_another_quantizer_wins_at_another_batch_both_are_named() -> None:
+    ratios = {
+        "ours": {1: Ratio(2.0, 1.9, 2.1), 64: Ratio(3.0, 2.9, 3.1)},
+        "tool": {1: Ratio(1.9, 1.8, 2.0), 64: Ratio(3.1, 3.0, 3.2)},
+    }
+    assert quantizer_figure(ratios).finding == (
+        "fastest: at batch 1 ours with 2.00 times, at batch 64 tool with 3.10 times; "
+        "0 of 2 quantizers make the model slower than float"
+    )
+
+
 def test_nothing_to_draw_is_one_sentence() -> None:
     with pytest.raises(UsageError, match="holds no layer"):
         sensitivity_figure(SensitivityReport(Scheme(), ()))
