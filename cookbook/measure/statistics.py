@@ -152,10 +152,9 @@ class SeedComparison:
         return {name: self.difference, f"{name}_low": self.low, f"{name}_high": self.high}
 
     def __str__(self) -> str:
-        return (
-            f"{self.difference:+.4g} [{self.low:+.4g}, {self.high:+.4g}], p = {self.p_value:.2g}: {self.word} "
-            f"(over {self.seeds} seeds)"
-        )
+        least = 1e-9 * (self.high - self.low)  # below it a number is what rounding left of zero
+        mean, low, high = (value if abs(value) > least else 0.0 for value in (self.difference, self.low, self.high))
+        return f"{mean:+.4g} [{low:+.4g}, {high:+.4g}], p = {self.p_value:.2g}: {self.word} (over {self.seeds} seeds)"
 
 
 def compare_seeds(baseline: Sequence[float], candidate: Sequence[float], *, alpha: float = 0.05) -> SeedComparison:

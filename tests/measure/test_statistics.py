@@ -142,6 +142,9 @@ def test_seeds_end_in_one_of_three_words():
     assert compare_seeds(baseline, better).word == "better"
     assert compare_seeds(better, baseline).word == "worse"
     assert compare_seeds(baseline, [94.3, 94.1, 94.4]).word == "no difference"
+    cancelled = compare_seeds([67.6, 67.6, 67.0], [68.2, 67.4, 66.6])
+    assert cancelled.difference != 0 and str(cancelled).startswith("+0 [-")
+    assert str(compare_seeds([0.0] * 3, [1e-30, 1.1e-30, 1.2e-30])).startswith("+1.1e-30 [+")
     same = compare_seeds(baseline, baseline)
     assert (same.difference, same.low, same.high, same.p_value, same.word) == (0, 0, 0, 1, "no difference")
     assert compare_seeds([1.0, 2.0, 3.0], [2.0, 3.0, 4.0]).word == "better"
