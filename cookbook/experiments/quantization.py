@@ -43,6 +43,9 @@ from cookbook.training import evaluate
 
 LESSON = "05"
 ENOUGH = 0.1  # points below the best budget that count as reached
+RECORDED_COLUMNS = (
+    "bits", "float epochs, then nearest", "trained with rounding", "gain, in points", "AdaRound, no extra epochs",
+)  # fmt: skip
 
 
 def record(experiment: Experiment, ledger: Ledger, baseline: Path, *, threads: int = 1, rounds: int = 30) -> Table:
@@ -63,6 +66,27 @@ def record(experiment: Experiment, ledger: Ledger, baseline: Path, *, threads: i
     rows += _budgets(experiment, ledger)
     rows += _baseline(experiment, ledger, baseline, threads, rounds)
     return Table(("comparison", "points on test"), rows, title="Quantization of a small student, and of the baseline")
+
+
+def recorded_widths(ledger: Ledger) -> Table:
+    """Return the newest recorded comparison of widths in a ledger; one row a width, none where nothing was recorded."""
+    recorded = ledger.claim_evidence("quant-04")
+    if not recorded:
+        return Table(RECORDED_COLUMNS, [], "Nothing was recorded yet.", "Fewer bits, recorded")
+    row, cells = recorded[-1], []
+    values, first, last = row.values, "nearest_accuracy_", "bit"
+    widths = [int(name.removeprefix(first).removesuffix(last)) for name in values if name.startswith(first)]
+    for bits in sorted(widths, reverse=True):
+        after, trained = (f"{values[f'{name}_accuracy_{bits}bit']:.2f}%" for name in ("nearest", "trained"))
+        gain = [values[f"gain_points_{bits}bit{end}"] for end in ("", "_low", "_high")]
+        learned = values.get(f"adaround_accuracy_{bits}bit")
+        found = "{:+.2f} [{:+.2f}, {:+.2f}]".format(*gain)
+        cells.append((bits, after, trained, found, "not measured" if learned is None else f"{learned:.2f}%"))
+    note = (
+        f"Test, mean over {len(row.seeds)} seeds; {row.note} In float {values['float_accuracy']:.2f}%, "
+        f"after the extra epochs {values['longer_accuracy']:.2f}%. Recorded {row.recorded[:10]}."
+    )
+    return Table(RECORDED_COLUMNS, cells, note, "Fewer bits, recorded")
 
 
 def _accuracy(network: nn.Module, loader: ResidentLoader) -> float:

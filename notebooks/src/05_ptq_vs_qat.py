@@ -24,6 +24,7 @@ import torch
 from cookbook import (ClaimEvidence, Ledger, Recipe, ResidentLoader, ResNetConfig, Runtime, Table, build, by_profile, bytes_on_disk, cache_directory,
     compare_paired, compare_seeds, count_macs, count_parameters, data_directory, evaluate, export, fit, interleave, kernels, load,
     load_fashion_mnist, measure_candidates, parity, scoreboard, seed_everything, speedup, stamp, verdicts)  # fmt: skip
+from cookbook.experiments.quantization import recorded_widths
 from cookbook.experiments.quantization_conditions import CORRUPTIONS, corrupted, long_tailed
 from cookbook.experiments.quantization_zoo import recorded_table
 from cookbook.models import PerceptronConfig
@@ -499,8 +500,13 @@ Table(("bits of a weight", "trained with rounding minus float epochs, then PTQ; 
 # ### Why does training not gain more?
 #
 # At eight bits there is nothing to win: the rounding noise lies far below what two seeds differ by. Training earns its price where
-# rounding to nearest breaks. AdaRound stands between the two: no labels, minutes instead of epochs.
-#
+# rounding to nearest breaks. AdaRound stands between the two: no labels, minutes instead of epochs. Expect that in what was recorded over
+# all training images, where networks are good enough to lose something.
+
+# %%
+recorded_widths(Ledger.recorded())
+
+# %% [markdown]
 # ## Appendix: the older way
 #
 # Texts of a few years ago quantize in *eager mode*: the model is rewritten with stubs, modules are fused by name, and the result is traced.
@@ -513,7 +519,7 @@ Table(("then", "now", "why"), REPLACED, title="Eager mode, and what replaced it"
 # ## What held and what did not
 #
 # The verdicts are computed from the ledger. The long experiment with full training sets is one command that can be interrupted:
-# `python -m cookbook.experiments.quantization`. Until it has been recorded, what you see comes from this run.
+# `python -m cookbook.experiments.quantization`. Where it was recorded, that is judged and not this run.
 
 # %%
 def record(claim, seeds=(), **values):

@@ -13,7 +13,7 @@ from cookbook.data import Splits
 from cookbook.errors import UsageError
 from cookbook.evidence import Ledger
 from cookbook.experiments import quantization
-from cookbook.experiments.quantization import main, record
+from cookbook.experiments.quantization import main, record, recorded_widths
 from cookbook.experiments.quantization_runs import REHEARSAL, Experiment, Plan, Task
 from cookbook.models import ResNetConfig, build, save
 
@@ -52,6 +52,19 @@ def test_everything_is_trained_once_and_recorded(
     difference = values["trained_accuracy_4bit"] - values["nearest_accuracy_4bit"]
     assert values["gain_points_4bit"] == pytest.approx(difference)
     assert epochs.values["epochs_needed"] == 1
+    widths = recorded_widths(ledger)
+    (cells,) = widths.rows
+    assert cells[0] == "4"
+    assert cells[1:3] == (f"{values['nearest_accuracy_4bit']:.2f}%", f"{values['trained_accuracy_4bit']:.2f}%")
+    assert cells[3].startswith(f"{difference:+.2f} [")
+    assert cells[4] == "not measured"
+    assert f"{values['longer_accuracy']:.2f}%" in str(widths)
+
+
+def test_the_table_of_widths_says_when_nothing_was_recorded(tmp_path: Path) -> None:
+    table = recorded_widths(Ledger(tmp_path / "ledger.jsonl"))
+    assert not table.rows
+    assert "Nothing was recorded yet" in str(table)
 
 
 def test_learned_rounding_is_kept_and_equal_when_read_again(experiment: Experiment) -> None:
