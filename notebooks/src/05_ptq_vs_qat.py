@@ -21,9 +21,8 @@ from statistics import fmean
 
 import torch
 
-from cookbook import (ClaimEvidence, Ledger, Recipe, ResidentLoader, ResNetConfig, Runtime, Table, build, by_profile, bytes_on_disk, cache_directory,
-    compare_paired, compare_seeds, count_macs, count_parameters, data_directory, evaluate, export, fit, interleave, kernels, load,
-    load_fashion_mnist, measure_candidates, parity, scoreboard, seed_everything, speedup, stamp, verdicts)  # fmt: skip
+from cookbook import (ClaimEvidence, Ledger, Recipe, ResidentLoader, ResNetConfig, Runtime, Table, build, by_profile, bytes_on_disk, cache_directory, compare_paired, compare_seeds, count_macs, count_parameters,
+    data_directory, evaluate, export, fit, interleave, kernels, load, load_fashion_mnist, measure_candidates, parity, scoreboard, seed_everything, speedup, stamp, verdicts)  # fmt: skip
 from cookbook.experiments.quantization import recorded_widths
 from cookbook.experiments.quantization_conditions import CORRUPTIONS, corrupted, long_tailed
 from cookbook.experiments.quantization_zoo import recorded_table
