@@ -19,6 +19,7 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from statistics import fmean
 
 import torch
 
@@ -37,9 +38,6 @@ LESSON = "06"
 def record(experiment: Experiment, ledger: Ledger, *, threads: int = 1, rounds: int = 30) -> Table:
     """Evaluate every student on test, once, and append what kd-01 and kd-02 need, and the measured students.
 
-    The gains are paired over the seeds. The spread over temperatures compares the best on validation with
-    the worst on validation, so that neither was chosen on the pictures that judge it.
-
     Args:
         threads: of the timed runtimes.
         rounds: samples of every latency.
@@ -50,40 +48,76 @@ def record(experiment: Experiment, ledger: Ledger, *, threads: int = 1, rounds: 
     Raises:
         EvidenceError: a training is missing.
     """
+    sweep, rows = record_temperatures(experiment, ledger)
+    rows = record_gains(experiment, ledger, sweep) + rows
+    best = experiment.ranked_temperatures()[0]
+    _measure(experiment, best, ledger, ResidentLoader(experiment.splits.test, 500), threads, rounds)
+    return Table(("comparison", "points on test"), rows, title=f"Distillation, temperature {best:g}")
+
+
+def record_temperatures(experiment: Experiment, ledger: Ledger) -> tuple[dict[float, list[float]], list[tuple[str, str]]]:
+    """Append kd-02: what the temperature is worth with a tenth of the labels.
+
+    The best on validation is compared with the worst on validation, so that neither was chosen on the pictures that judge it.
+
+    Returns:
+        The accuracy on test of each temperature's students, and a row for the table.
+
+    Raises:
+        EvidenceError: a training with a tenth of the labels is missing.
+    """
     plan, ranking = experiment.plan, experiment.ranked_temperatures()
     best, worst = ranking[0], ranking[-1]
-    test = ResidentLoader(experiment.splits.test, 500)
+    sweep = {temperature: _scores(experiment, "tenth-soft", temperature) for temperature in plan.temperatures}
+    swing = compare_seeds(sweep[worst], sweep[best])
+    values = swing.bounded("temperature_spread_points") | {"best_temperature": best, "worst_temperature": worst}
+    values |= {f"accuracy_T{temperature:g}": fmean(found) for temperature, found in sweep.items()}
+    note = f"a tenth of {plan.images:,} images; best and worst temperature by validation."
+    ledger.append(ClaimEvidence(claim="kd-02", lesson=LESSON, values=values, seeds=plan.seeds, note=note))
+    return sweep, [("temperature spread", str(swing))]
 
-    def scores(arm: str, temperature: float | None = None, seeds: Sequence[int] = plan.seeds) -> list[float]:
-        tasks = [Task(arm, seed, temperature) for seed in seeds]
-        return [100 * evaluate(experiment.student(task), test).accuracy for task in tasks]
 
-    hard, soft, tenth_hard = scores("hard"), scores("soft", best), scores("tenth-hard")
-    sweep = {temperature: scores("tenth-soft", temperature) for temperature in plan.temperatures}
-    fresh = scores("fresh", seeds=plan.fresh_seeds)
+def record_gains(experiment: Experiment, ledger: Ledger, sweep: dict[float, list[float]]) -> list[tuple[str, str]]:
+    """Append kd-01: what the teacher's answers are worth against its controls, paired over the seeds.
+
+    Args:
+        sweep: as `record_temperatures` returns it.
+
+    Returns:
+        One row a comparison.
+
+    Raises:
+        EvidenceError: a training is missing.
+    """
+    plan, best = experiment.plan, experiment.ranked_temperatures()[0]
+    hard, soft, tenth_hard = (_scores(experiment, *arm) for arm in (("hard",), ("soft", best), ("tenth-hard",)))
+    fresh = _scores(experiment, "fresh", seeds=plan.fresh_seeds)
     paired_with_fresh = [soft[plan.seeds.index(seed)] for seed in plan.fresh_seeds]
     gains = {
         "gain_points": compare_seeds(hard, soft),
         "gain_points_fresh": compare_seeds(fresh, paired_with_fresh),
         "gain_points_tenth": compare_seeds(tenth_hard, sweep[best]),
-        "gain_points_tenth_unlabelled": compare_seeds(tenth_hard, scores("unlabelled", best)),
+        "gain_points_tenth_unlabelled": compare_seeds(tenth_hard, _scores(experiment, "unlabelled", best)),
     }
     means = {"student_accuracy": soft, "hard_accuracy": hard, "tenth_hard_accuracy": tenth_hard, "fresh_accuracy": fresh}
-    values = {name: float(sum(found) / len(found)) for name, found in means.items()}
+    values = {name: fmean(found) for name, found in means.items()}
+    test = ResidentLoader(experiment.splits.test, 500)
     values |= {"teacher_accuracy": 100 * evaluate(experiment.teacher, test).accuracy, "temperature": best}
     values |= {"epochs": plan.epochs, "tenth_epochs": plan.tenth_epochs, "views": plan.views, "alpha": plan.alpha}
-    note = f"{plan.images:,} images in {plan.views} fixed views; fresh: new augmentation each epoch, {len(fresh)} seeds."
     for name, comparison in gains.items():
         values |= comparison.bounded(name)
+    note = f"{plan.images:,} images in {plan.views} fixed views; fresh: new augmentation each epoch, {len(fresh)} seeds."
     ledger.append(ClaimEvidence(claim="kd-01", lesson=LESSON, values=values, seeds=plan.seeds, note=note))
-    swing = compare_seeds(sweep[worst], sweep[best])
-    values = swing.bounded("temperature_spread_points") | {"best_temperature": best, "worst_temperature": worst}
-    values |= {f"accuracy_T{temperature:g}": float(sum(found) / len(found)) for temperature, found in sweep.items()}
-    note = f"a tenth of {plan.images:,} images; best and worst temperature by validation."
-    ledger.append(ClaimEvidence(claim="kd-02", lesson=LESSON, values=values, seeds=plan.seeds, note=note))
-    _measure(experiment, best, ledger, test, threads, rounds)
-    rows = [(name.replace("_", " "), str(comparison)) for name, comparison in {**gains, "temperature spread": swing}.items()]
-    return Table(("comparison", "points on test"), rows, title=f"Distillation, temperature {best:g}")
+    return [(name.replace("_", " "), str(comparison)) for name, comparison in gains.items()]
+
+
+def _scores(
+    experiment: Experiment, arm: str, temperature: float | None = None, *, seeds: Sequence[int] | None = None
+) -> list[float]:
+    """Return the accuracy of an arm's students on test, in percent."""
+    test = ResidentLoader(experiment.splits.test, 500)
+    tasks = [Task(arm, seed, temperature) for seed in seeds or experiment.plan.seeds]
+    return [100 * evaluate(experiment.student(task), test).accuracy for task in tasks]
 
 
 def _measure(experiment: Experiment, best: float, ledger: Ledger, test: ResidentLoader, threads: int, rounds: int) -> None:

@@ -81,7 +81,7 @@ def recorded_widths(ledger: Ledger) -> Table:
         gain = [values[f"gain_points_{bits}bit{end}"] for end in ("", "_low", "_high")]
         learned = values.get(f"adaround_accuracy_{bits}bit")
         found = "{:+.2f} [{:+.2f}, {:+.2f}]".format(*gain)
-        cells.append((bits, after, trained, found, "not measured" if learned is None else f"{learned:.2f}%"))
+        cells.append((str(bits), after, trained, found, "not measured" if learned is None else f"{learned:.2f}%"))
     note = (
         f"Test, mean over {len(row.seeds)} seeds; {row.note} In float {values['float_accuracy']:.2f}%, "
         f"after the extra epochs {values['longer_accuracy']:.2f}%. Recorded {row.recorded[:10]}."
