@@ -20,6 +20,7 @@ from cookbook.pruning.targets import Target, Value
 from cookbook.pruning.torch_pruning_site import ChannelGroup, Surgery
 
 HALVINGS = 16  # of the share of all channels, finer than one channel in ten thousand
+MARGIN = 0.5  # of the tolerance, within which a measured share ends the search at once
 ATTEMPTS = 6  # to correct the aim where measuring disagrees with the prediction
 
 
@@ -65,7 +66,8 @@ def prune(
     One number, the pruned share of the channels, is searched by bisection; rounded widths make its effect a
     staircase, so that between its two nearest steps the groups change over one by one, the last layer first, and
     where that is too coarse, single groups move by a step. A candidate is a copy that is cut to size; only the
-    last one is pruned by importance.
+    last one is pruned by importance. Where the target measures, the search goes on until the share lies within half
+    of the tolerance, and else the nearest one is taken: what was measured at the edge is as likely to lie beyond it.
 
     Args:
         model: as in `prune_channels`, as for `example`, `importance`, `multiple`, `scope`, `exclude`, `steps`,
@@ -133,6 +135,8 @@ class _Search:
         self._original, self._target, self._multiple, self._scope = original, target, multiple, scope
         self._predict = target.predictor(original, example)
         self._confirm = target.confirmer(original, example)
+        # A share that was measured at the edge of the tolerance lies beyond it as often as not when it is measured again.
+        self._slack = target.tolerance * (1 if self._confirm is None else MARGIN)
         self._known: dict[tuple[int, ...], float] = {}
 
     def run(self) -> tuple[dict[str, int], float]:
@@ -144,16 +148,17 @@ class _Search:
         share, aim, tried = self._target.share, self._target.share, dict[float, dict[str, int]]()
         for _ in range(ATTEMPTS):
             widths = self._towards(aim)
-            reached = self._value(widths, self._predict) if self._confirm is None else self._confirm(self._candidate(widths))
-            if abs(reached - share) <= self._target.tolerance * share:
-                return widths, reached
+            predicted = self._value(widths, self._predict)
+            reached = predicted if self._confirm is None else self._confirm(self._candidate(widths))
             repeated = widths in tried.values()
             tried[reached] = widths
-            if self._confirm is None or repeated:
+            if abs(reached - share) <= self._slack * share or self._confirm is None or repeated:
                 break
-            aim *= share / reached
-        least = self._value(self._widths(1.0), self._predict)
+            aim = share * predicted / reached
         nearest = min(tried, key=lambda reached: abs(reached - share))
+        if abs(nearest - share) <= self._target.tolerance * share:
+            return tried[nearest], nearest
+        least = self._value(self._widths(1.0), self._predict)
         raise UsageError(
             f"{self._target} cannot be reached within {self._target.tolerance:.0%} in multiples of {self._multiple}: "
             f"the nearest is {nearest:.3f} and the least {least:.3f} of the unpruned model, so that another share, a lower "
@@ -181,7 +186,7 @@ class _Search:
 
     def _refined(self, widths: dict[str, int], aim: float) -> dict[str, int]:
         """Change single groups by one step, each time the one that helps most, until the aim is met or none helps."""
-        while self._miss(widths, aim) > self._target.tolerance * aim:
+        while self._miss(widths, aim) > self._slack * aim:
             best = min(self._neighbors(widths), key=lambda near: self._miss(near, aim), default=widths)
             if self._miss(best, aim) >= self._miss(widths, aim):
                 break

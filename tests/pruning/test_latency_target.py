@@ -50,6 +50,24 @@ def test_a_table_that_is_wrong_is_corrected_by_the_whole_network(model: nn.Modul
     assert clock.seconds(found.model) / clock.seconds(model) == pytest.approx(0.7, rel=0.05)
 
 
+def test_a_share_at_the_edge_of_the_tolerance_is_bettered(model: nn.Module) -> None:
+    clock = BlockClock(1, overhead=1e-4)
+    edge = prune(model, EXAMPLE, target=budget(0.6, BlockClock(1)), multiple=1)
+    first = clock.seconds(edge.model) / clock.seconds(model)  # what the table, which knows no overhead, proposes first
+    assert first > 0.6
+    tolerance = 1.01 * (first / 0.6 - 1)
+    found = prune(model, EXAMPLE, target=budget(0.6, clock, table=BlockClock(1), tolerance=tolerance), multiple=1)
+    assert len(clock.asked) > 1, "the first share was within the tolerance, and the search ended at its edge"
+    assert abs(found.reached / 0.6 - 1) <= tolerance / 2
+
+
+def test_the_nearest_share_is_taken_where_no_widths_come_closer(model: nn.Module) -> None:
+    clock = BlockClock(16)
+    least = clock.seconds(prune_channels(model, EXAMPLE, ratio=0.99, multiple=16)) / clock.seconds(model)
+    found = prune(model, EXAMPLE, target=budget(least / 1.08, clock, tolerance=0.1), multiple=16)
+    assert found.reached == pytest.approx(least)
+
+
 def test_a_latency_below_what_is_reachable_is_refused(model: nn.Module) -> None:
     with pytest.raises(UsageError, match=r"cannot be reached within 5%.* the nearest is 0\.\d+"):
         prune(model, EXAMPLE, target=budget(0.01, BlockClock(4, overhead=1e-3)), multiple=4)
