@@ -22,16 +22,14 @@ from statistics import fmean
 
 import torch
 
-from cookbook import (
-    ClaimEvidence, CookbookError, Ledger, Recipe, ResidentLoader, ResNetConfig, Runtime, Table, build, by_profile, cache_directory, compare_seeds, count_macs, count_parameters,
-    data_directory, evaluate, export, fit, interleave, kernels, load, load_fashion_mnist, measure_candidates, scoreboard, seed_everything, speedup, stamp, verdicts,
-)
+from cookbook import (ClaimEvidence, CookbookError, Ledger, Recipe, ResidentLoader, ResNetConfig, Runtime, Table, build, by_profile, cache_directory, compare_seeds, count_macs,
+    count_parameters, data_directory, evaluate, export, fit, interleave, kernels, load, load_fashion_mnist, measure_candidates, scoreboard, seed_everything, speedup, stamp, verdicts)  # fmt: skip
+from cookbook.experiments.pruning_latency import latency_table
+from cookbook.experiments.pruning_zoo import recorded_table
 from cookbook.models import VisionTransformerConfig
 from cookbook.plots.pruning import sensitivity_figure, speed_figure, staircase_figure
-from cookbook.pruning import (
-    Latency, MACs, OrtClock, fine_tuning_recipe, head_importance, least_important_heads, make_permanent, mask_channels, mask_report, mask_two_of_four,
-    mask_weights, masked_heads, preferred_multiple, prune, prune_channels, reestimate_batchnorm, remove_heads, scan_sensitivity, scratch_control, width_staircase,
-)
+from cookbook.pruning import (Latency, MACs, OrtClock, fine_tuning_recipe, head_importance, least_important_heads, make_permanent, mask_channels, mask_report, mask_two_of_four,
+    mask_weights, masked_heads, preferred_multiple, prune, prune_channels, reestimate_batchnorm, remove_heads, scan_sensitivity, scratch_control, width_staircase)  # fmt: skip
 
 stamp()
 
@@ -372,6 +370,23 @@ print(f"{fifth} of {total} heads: {lost['fifth'].difference:.2f} points; {half}:
 # %%
 arms = {f"{count} heads removed": (head_speed[count].value, ranked[count]) for count in COUNTS[2::2]}
 speed_figure(arms, fmean(ranked[0]))
+
+# %% [markdown]
+# ## Beyond the running model
+#
+# Whoever tries several networks and keeps the one that measures best flatters it. So the share of the latency was told a second time, by new files in new
+# sessions, for three architectures that were asked for half. Expect the share while choosing, the share told again, and how far it is off.
+
+# %%
+latency_table(Ledger.recorded().bench())
+
+# %% [markdown]
+# Now half of the operations instead, for ten of torchvision's classifiers: pruned, stored, loaded by their widths, exported, compared with torch and timed in turns
+# (`python -m cookbook.experiments.pruning_zoo`). Expect every network to be faster, and none by all of the factor
+# of two that the operations promise: what moves data instead of multiplying stays.
+
+# %%
+recorded_table(Ledger.recorded())
 
 # %% [markdown]
 # ## The table
