@@ -33,6 +33,13 @@ from cookbook.measure import Candidate, compare_seeds, count_macs, count_paramet
 from cookbook.training import evaluate
 
 LESSON = "06"
+COMPARISONS = {
+    "gain_points": "all labels: the teacher's answers over hard labels",
+    "gain_points_fresh": "all labels: over hard labels with new augmentation in each epoch",
+    "gain_points_tenth": "a tenth of the labels: the teacher's answers over hard labels",
+    "gain_points_tenth_unlabelled": "a tenth of the labels: answers for all images over hard labels",
+    "temperature_spread_points": "a tenth of the labels: the best temperature on validation over the worst",
+}
 
 
 def record(experiment: Experiment, ledger: Ledger, *, threads: int = 1, rounds: int = 30) -> Table:
@@ -109,6 +116,23 @@ def record_gains(experiment: Experiment, ledger: Ledger, sweep: dict[float, list
     note = f"{plan.images:,} images in {plan.views} fixed views; fresh: new augmentation each epoch, {len(fresh)} seeds."
     ledger.append(ClaimEvidence(claim="kd-01", lesson=LESSON, values=values, seeds=plan.seeds, note=note))
     return [(name.replace("_", " "), str(comparison)) for name, comparison in gains.items()]
+
+
+def recorded_table(ledger: Ledger) -> Table:
+    """Return the newest recorded comparisons of kd-01 and kd-02 in a ledger; what was not recorded has no row."""
+    newest = [found[-1] for claim in ("kd-01", "kd-02") if (found := ledger.claim_evidence(claim))]
+    cells, notes = [], []
+    for row in newest:
+        values = row.values
+        for name in COMPARISONS.keys() & values.keys():
+            low, high = (values[f"{name}_{end}"] for end in ("low", "high"))
+            cells.append((name, (COMPARISONS[name], f"{values[name]:+.2f}", f"[{low:+.2f}, {high:+.2f}]", str(len(row.seeds)))))
+        means = {name.removeprefix("accuracy_"): value for name, value in values.items() if "accuracy" in name}
+        named = ", ".join(f"{name.removesuffix('_accuracy').replace('_', ' ')} {mean:.2f}%" for name, mean in means.items())
+        notes.append(f"{row.claim}: {named}; {row.note}")
+    cells.sort(key=lambda cell: list(COMPARISONS).index(cell[0]))
+    title, columns = "The long experiment, recorded", ("comparison", "points on test", "interval over the seeds", "seeds")
+    return Table(columns, [cell for _, cell in cells], "\n".join(notes or ["Nothing was recorded yet."]), title)
 
 
 def _scores(

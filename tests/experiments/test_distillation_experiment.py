@@ -13,7 +13,7 @@ from cookbook.data import Splits
 from cookbook.errors import EvidenceError
 from cookbook.evidence import Ledger
 from cookbook.experiments import distillation
-from cookbook.experiments.distillation import record
+from cookbook.experiments.distillation import record, record_temperatures, recorded_table
 from cookbook.experiments.distillation_students import REHEARSAL, Experiment, Plan, Task
 from cookbook.models import ResNetConfig, build, load, save
 
@@ -59,6 +59,22 @@ def test_every_pair_is_trained_once_and_recorded(
     assert [best, worst] == experiment.ranked_temperatures()
     difference = swing.values[f"accuracy_T{best:g}"] - swing.values[f"accuracy_T{worst:g}"]
     assert swing.values["temperature_spread_points"] == pytest.approx(difference)
+    table = recorded_table(ledger)
+    gains = [values[f"gain_points{name}"] for name in ("", "_fresh", "_tenth", "_tenth_unlabelled")]
+    assert [row[1] for row in table.rows] == [f"{points:+.2f}" for points in (*gains, difference)]
+    assert f"student {values['student_accuracy']:.2f}%" in str(table)
+
+
+def test_the_temperatures_are_recorded_without_the_rest(experiment: Experiment, tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path / "ledger.jsonl")
+    assert not recorded_table(ledger).rows
+    for task in experiment.tenth_tasks():
+        experiment.train(task)
+    sweep, _ = record_temperatures(experiment, ledger)
+    (row,) = recorded_table(ledger).rows
+    best, worst = experiment.ranked_temperatures()
+    assert row[0].startswith("a tenth of the labels: the best temperature")
+    assert float(row[1]) == pytest.approx(sum(sweep[best]) / 3 - sum(sweep[worst]) / 3, abs=0.01)
 
 
 def test_an_interrupted_student_ends_as_an_undisturbed_one(experiment: Experiment, monkeypatch: pytest.MonkeyPatch) -> None:
