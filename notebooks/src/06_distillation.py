@@ -23,14 +23,13 @@ from statistics import fmean
 import torch
 import torch.nn.functional as F
 
-from cookbook import (
-    Augmentation, Candidate, ClaimEvidence, CookbookError, Ledger, Recipe, ResidentLoader, ResNetConfig, Table, build, by_profile,
+from cookbook import (Augmentation, Candidate, ClaimEvidence, CookbookError, Ledger, Recipe, ResidentLoader, ResNetConfig, Table, build, by_profile,
     cache_directory, compare_seeds, count_parameters, data_directory, evaluate, fit, load, load_fashion_mnist, measure_candidates, scoreboard,
-    seed_everything, stamp, verdicts,
-)
+    seed_everything, stamp, verdicts)  # fmt: skip
 from cookbook.distillation import (
     Feature, ViewLoader, augmented_views, decoupled_parts, distill, logit_mse, soft_targets, student_config, teacher_logits,
 )
+from cookbook.experiments.distillation import recorded_table
 from cookbook.models import PerceptronConfig
 from cookbook.plots import soft_targets_figure, temperature_figure
 
@@ -352,10 +351,18 @@ scoreboard(measurements)
 # lives on (Müller, Kornblith and Hinton, arXiv 1906.02629; the figure above shows it). And on the pictures it was trained on, a teacher
 # is mostly sure: there, soft targets are hard labels with a little smoothing.
 #
+# ### The same over more seeds and epochs
+#
+# A small gain needs many trainings to be told from none. That is one command that can be interrupted, `python -m cookbook.experiments.distillation`, and it
+# records its results in two parts. Expect what has been recorded by now, with the interval over the seeds.
+
+# %%
+recorded_table(Ledger.recorded())
+
+# %% [markdown]
 # ## What held and what did not
 #
-# The verdicts are computed from the ledger. The long experiment behind kd-01, with more epochs and seeds, is one command that can be
-# interrupted: `python -m cookbook.experiments.distillation`. Until it has been recorded, what you see comes from this run.
+# The verdicts are computed from the ledger. A claim that was recorded is judged by that, and not by this run.
 
 # %%
 def bounded(name, comparison):
