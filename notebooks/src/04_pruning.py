@@ -409,11 +409,11 @@ scoreboard(measurements)
 # %% [markdown]
 # ## What held and what did not
 #
-# The verdicts are computed from the ledger; what comes from the quick profile is labelled. The long experiment, with more epochs and the running model itself, is one
-# command that can be interrupted: `python -m cookbook.experiments.pruning`.
+# The verdicts are computed from the ledger. A claim that was recorded is judged by that, and not by this run; what comes from the quick profile is labelled. The long
+# experiment, with more epochs and the running model itself, is one command that can be interrupted: `python -m cookbook.experiments.pruning`.
 
 # %%
-verdicts("04", ledger)
+verdicts("04")
 
 # %% [markdown]
 # ## Your turn
