@@ -249,7 +249,7 @@ print(f"step time: range {values['step_time_range_percent']:.1f} % of the mean")
 # profile it is labelled, because a small experiment can show how a verdict is found, and no more than that.
 
 # %%
-verdicts("00", ledger)
+verdicts("00")
 
 # %% [markdown]
 # ## Your turn

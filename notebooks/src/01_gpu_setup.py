@@ -411,7 +411,7 @@ picture
 # verdict says so; CPU numbers stand above and decide nothing there.
 
 # %%
-verdicts("01", ledger)
+verdicts("01")
 
 # %% [markdown]
 # ## Your turn

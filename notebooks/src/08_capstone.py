@@ -361,7 +361,7 @@ values["macs_gain"] = compressed.baseline.macs / last.macs
 if before.energy_joules and after.energy_joules:
     values["energy_gain"] = before.energy_joules / after.energy_joules
 ledger.append(ClaimEvidence(claim="combine-02", lesson="08", values=values))
-verdicts("08", ledger)
+verdicts("08")
 
 # %% [markdown]
 # ## Your turn

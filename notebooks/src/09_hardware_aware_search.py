@@ -302,7 +302,7 @@ ledger.append(ClaimEvidence(claim="search-01", lesson="09", values=values, seeds
 # that were trained for seconds cannot decide.
 
 # %%
-verdicts("09", ledger)
+verdicts("09")
 
 # %% [markdown]
 # ## Your turn
