@@ -18,6 +18,7 @@ from cookbook.measure.measurement import Measurement
 from cookbook.measure.statistics import PairedComparison
 
 MISSING = "—"
+NOTHING_RECORDED = "Nothing was recorded yet."
 WIDEST_TABLE = 120  # characters of plain text
 CELL_WIDTHS = (60, 44, 36, 28, 22, 18)  # a longer cell goes on in the next line; the first width that fits is taken
 SCOREBOARD_BATCHES = (1, 64)

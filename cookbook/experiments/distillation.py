@@ -26,6 +26,7 @@ import torch
 from cookbook.data import ResidentLoader
 from cookbook.deploy import Runtime, export
 from cookbook.evidence import ClaimEvidence, Ledger, Table
+from cookbook.evidence.tables import NOTHING_RECORDED
 from cookbook.experiments.command import Options, leave_on_termination, run, train_in_processes
 from cookbook.experiments.distillation_students import REHEARSAL, Experiment, Plan, Task
 from cookbook.files import data_directory
@@ -121,18 +122,22 @@ def record_gains(experiment: Experiment, ledger: Ledger, sweep: dict[float, list
 def recorded_table(ledger: Ledger) -> Table:
     """Return the newest recorded comparisons of kd-01 and kd-02 in a ledger; what was not recorded has no row."""
     newest = [found[-1] for claim in ("kd-01", "kd-02") if (found := ledger.claim_evidence(claim))]
-    cells, notes = [], []
+    cells = [
+        (
+            words, f"{row.values[name]:+.2f}", f"[{row.values[f'{name}_low']:+.2f}, {row.values[f'{name}_high']:+.2f}]",
+            str(len(row.seeds)),
+        )
+        for name, words in COMPARISONS.items()
+        for row in newest
+        if name in row.values
+    ]  # fmt: skip
+    notes = []
     for row in newest:
-        values = row.values
-        for name in COMPARISONS.keys() & values.keys():
-            low, high = (values[f"{name}_{end}"] for end in ("low", "high"))
-            cells.append((name, (COMPARISONS[name], f"{values[name]:+.2f}", f"[{low:+.2f}, {high:+.2f}]", str(len(row.seeds)))))
-        means = {name.removeprefix("accuracy_"): value for name, value in values.items() if "accuracy" in name}
+        means = {name.removeprefix("accuracy_"): value for name, value in row.values.items() if "accuracy" in name}
         named = ", ".join(f"{name.removesuffix('_accuracy').replace('_', ' ')} {mean:.2f}%" for name, mean in means.items())
         notes.append(f"{row.claim}: {named}; {row.note}")
-    cells.sort(key=lambda cell: list(COMPARISONS).index(cell[0]))
     title, columns = "The long experiment, recorded", ("comparison", "points on test", "interval over the seeds", "seeds")
-    return Table(columns, [cell for _, cell in cells], "\n".join(notes or ["Nothing was recorded yet."]), title)
+    return Table(columns, cells, "\n".join(notes) or NOTHING_RECORDED, title)
 
 
 def _scores(

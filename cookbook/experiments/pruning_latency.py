@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from cookbook.errors import CookbookError
 from cookbook.evidence import BenchRatio, Ledger, Table
+from cookbook.evidence.tables import NOTHING_RECORDED
 from cookbook.experiments.command import require_profile, run
 from cookbook.files import data_directory
 from cookbook.measure import Ratio, count_macs, pinned_threads, speedup
@@ -114,7 +115,7 @@ def latency_table(ratios: Iterable[BenchRatio]) -> Table:
         measured = (f"{row.values['chosen']:.3f}", interval, f"{told / asked - 1:+.1%}", f"{row.values['macs_ratio']:.2f}")
         cells.append((row.baseline, f"{asked:.2f}", *measured))
     machines = sorted({f"{row.provenance.processor}, {row.what}" for row in newest.values()})
-    note = f"Measured on {'; '.join(machines)}." if cells else "Nothing was recorded yet."
+    note = f"Measured on {'; '.join(machines)}." if cells else NOTHING_RECORDED
     return Table(COLUMNS, cells, note, "Pruned to a share of the latency")
 
 

@@ -26,7 +26,7 @@ from cookbook.deploy import Runtime, export
 from cookbook.deploy.parity import compare
 from cookbook.errors import CookbookError, DeploymentError, UsageError
 from cookbook.evidence import BenchRatio, Ledger, Table
-from cookbook.evidence.tables import MISSING
+from cookbook.evidence.tables import MISSING, NOTHING_RECORDED
 from cookbook.experiments.command import require_profile, run
 from cookbook.files import atomic_path
 from cookbook.measure import Ratio, count_macs, count_parameters, interleave, pinned_threads, speedup
@@ -142,7 +142,7 @@ def recorded_table(ledger: Ledger) -> Table:
         for name, row in found.items()
     ]
     machines = sorted({f"{row.provenance.processor}, {row.what}" for row in found.values()})
-    note = f"Measured on {'; '.join(machines)}." if cells else "Nothing was recorded yet."
+    note = f"Measured on {'; '.join(machines)}." if cells else NOTHING_RECORDED
     return Table(("model", "MACs", "parameters", "speed, batch 1"), cells, note, "Torchvision's models, pruned by operations")
 
 

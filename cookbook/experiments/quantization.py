@@ -24,6 +24,7 @@ from cookbook.data import ResidentLoader
 from cookbook.deploy import Runtime, export
 from cookbook.errors import UsageError
 from cookbook.evidence import ClaimEvidence, Ledger, Table
+from cookbook.evidence.tables import NOTHING_RECORDED
 from cookbook.experiments.command import Options, leave_on_termination, run, train_in_processes
 from cookbook.experiments.quantization_conditions import CORRUPTIONS, corrupted
 from cookbook.experiments.quantization_runs import REHEARSAL, Experiment, Plan, Task
@@ -72,7 +73,7 @@ def recorded_widths(ledger: Ledger) -> Table:
     """Return the newest recorded comparison of widths in a ledger; one row a width, none where nothing was recorded."""
     recorded = ledger.claim_evidence("quant-04")
     if not recorded:
-        return Table(RECORDED_COLUMNS, [], "Nothing was recorded yet.", "Fewer bits, recorded")
+        return Table(RECORDED_COLUMNS, [], NOTHING_RECORDED, "Fewer bits, recorded")
     row, cells = recorded[-1], []
     values, first, last = row.values, "nearest_accuracy_", "bit"
     widths = [int(name.removeprefix(first).removesuffix(last)) for name in values if name.startswith(first)]

@@ -26,6 +26,7 @@ from cookbook.deploy import KernelReport, Runtime, export, kernels, parity
 from cookbook.environment import processor_name
 from cookbook.errors import CookbookError
 from cookbook.evidence import BenchRatio, Ledger, Table
+from cookbook.evidence.tables import NOTHING_RECORDED
 from cookbook.experiments.command import require_profile, run
 from cookbook.measure import Ratio, bytes_on_disk, interleave, pinned_threads, speedup
 from cookbook.models.random_weights import random_model
@@ -200,7 +201,7 @@ def recorded_table(ledger: Ledger) -> Table:
         speeds = map(str, (*(row.ratio for row in rows), *statics))
         cells.append((name, coverage, f"{values['bytes_ratio']:.2f}", *speeds))
         machines |= {f"{row.provenance.processor}, {row.what}" for row in rows}
-    note = f"Measured on {'; '.join(sorted(machines))}." if cells else "Nothing was recorded yet."
+    note = f"Measured on {'; '.join(sorted(machines))}." if cells else NOTHING_RECORDED
     return Table(RECORDED_COLUMNS, cells, note, "Torchvision's models in int8, recorded")
 
 
