@@ -20,6 +20,7 @@ from cookbook.environment import derive_seed
 from cookbook.errors import CheckpointError, UsageError
 from cookbook.files import atomic_path, cache_directory
 from cookbook.models import eval_mode
+from cookbook.precision import Precision, PrecisionName
 from cookbook.progress import progress_bar
 
 Averaging = Literal["probabilities", "logits"]
@@ -88,38 +89,42 @@ def fingerprint(model: nn.Module) -> str:
 
 def teacher_logits(
     teacher: nn.Module, split: Split, *, path: str | os.PathLike[str] | None = None, refresh: bool = False,
-    device: torch.device | str | None = None,
+    device: torch.device | str | None = None, precision: PrecisionName = "fp32",
 ) -> Tensor:  # fmt: skip
     """Return the teacher's logits of every image, from disk when they were computed before.
 
-    The file is named by the weights of the teacher and the pixels, and says in its header what it belongs
+    The file is named by the weights of the teacher, the pixels and the precision, and says in its header what it belongs
     to. Another teacher or other images therefore never meet it; a file that was named by hand, moved or
     damaged is refused.
 
     Args:
-        teacher: answers in eval mode, without gradients, in float32; its modes are restored.
+        teacher: answers in eval mode, without gradients; its modes are restored.
         split: train or validation images; they are shown as they are, without augmentation.
         path: another place than ``teacher-logits/`` in `cache_directory()`.
         refresh: compute and write again, whatever the file holds.
         device: where the images are shown; the teacher's by default.
+        precision: in which the teacher computes, as a teacher that is asked during training computes in the training's.
 
     Returns:
         float32 (N, classes) on the CPU, in the order of the split.
 
     Raises:
-        UsageError: the split is the test split, or the teacher does not return (B, classes).
-        CheckpointError: the file belongs to another teacher or other images, is damaged, or cannot be written.
+        UsageError: the split is the test split, the device cannot follow the precision, or the teacher does not
+            return (B, classes).
+        CheckpointError: the file belongs to another teacher, other images or another precision, is damaged, or
+            cannot be written.
     """
     require_role(split.role, ("train", "validation"), "distill")
     identity = {
-        "format": 1, "teacher": fingerprint(teacher), "data": split.fingerprint(), "mean": split.mean, "std": split.std,
+        "format": 2, "teacher": fingerprint(teacher), "data": split.fingerprint(), "mean": split.mean, "std": split.std,
+        "precision": precision,
     }  # fmt: skip
     text = json.dumps(identity, sort_keys=True)
     name = hashlib.sha256(text.encode()).hexdigest()[:24]
     file = Path(path) if path is not None else cache_directory() / "teacher-logits" / f"{name}.safetensors"
     if file.exists() and not refresh:
         return _read_logits(file, text, len(split))
-    logits = _ask(teacher, split, device)
+    logits = _ask(teacher, split, device, precision)
     try:
         with atomic_path(file) as temporary:
             save_file({"logits": logits}, temporary, metadata={METADATA_KEY: text})
@@ -138,17 +143,20 @@ def _read_logits(file: Path, identity: str, images: int) -> Tensor:
     except (SafetensorError, OSError, ValueError) as error:
         raise CheckpointError(f"{file} does not hold a teacher's logits ({error}): {advice}.") from error
     if found != identity or len(logits) != images:
-        raise CheckpointError(f"{file} holds the logits of another teacher or of other images: {advice}.")
+        raise CheckpointError(f"{file} holds the logits of another teacher, of other images or in another precision: {advice}.")
     return logits
 
 
-def _ask(teacher: nn.Module, split: Split, device: torch.device | str | None) -> Tensor:
+def _ask(teacher: nn.Module, split: Split, device: torch.device | str | None, precision: PrecisionName) -> Tensor:
     own = next((p.device for p in teacher.parameters()), torch.device("cpu"))
     loader = ResidentLoader(split, TEACHER_BATCH, device=device or own, shuffle=False)
+    policy = Precision(precision, loader.device.type)
     answers = []
-    with eval_mode(teacher), torch.inference_mode(), progress_bar("asking the teacher", len(loader)) as advance:
+    with eval_mode(teacher), torch.inference_mode(), policy.matmul_mode(), \
+         progress_bar("asking the teacher", len(loader)) as advance:  # fmt: skip
         for images, _ in loader:
-            logits = teacher(images)
+            with policy.autocast():
+                logits = teacher(images)
             if logits.ndim != 2:
                 raise UsageError(f"The teacher returns {tuple(logits.shape)}: logits of shape (B, classes) were expected.")
             answers.append(logits.float().cpu())

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
 
@@ -114,7 +114,7 @@ def record(experiment: Experiment, ledger: Ledger, *, threads: int = 1, rounds: 
     note = (
         f"Fastest within {plan.tolerance_points:g} points of the control on validation: {chosen.combined} against "
         f"{chosen.single}; best order {chosen.best_order}, worst {chosen.worst_order}; {plan.images:,} images, "
-        f"{plan.epochs} and {plan.extra} epochs."
+        f"{plan.epochs} and {plan.extra} epochs; {plan.precision}, with rounding fp32."
     )
     for row in measured.values():
         ledger.append(row)
@@ -154,8 +154,10 @@ def measure(experiment: Experiment, arms: Sequence[str], threads: int, rounds: i
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line."""
-    options = Options(str(__doc__), "combination").parse(arguments)
-    plan = REHEARSAL if options.rehearse else Plan()
+    parser = Options(str(__doc__), "combination")
+    parser.add_precision()
+    options = parser.parse(arguments)
+    plan = replace(REHEARSAL if options.rehearse else Plan(), precision=options.precision)
     leave_on_termination()
     torch.set_num_threads(options.threads)
     experiment = Experiment(plan, options.folder)

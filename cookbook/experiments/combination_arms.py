@@ -19,6 +19,7 @@ from cookbook.experiments.command import FixedPlan, Task
 from cookbook.files import atomic_path
 from cookbook.models import ResNetConfig, build, load, save
 from cookbook.pipeline import Budget, Distill, Outcome, Prune, Quantize, Stage, Work, compress
+from cookbook.precision import PrecisionName
 from cookbook.pruning import MACs
 from cookbook.training import Recipe, fit
 
@@ -52,6 +53,7 @@ class Plan(FixedPlan):
         extra_rate: peak of every training on top.
         batch_size: images per step.
         tested: images of validation and of test each; None: all.
+        precision: of every training without rounding.
     """
 
     images: int = 55_000
@@ -69,12 +71,13 @@ class Plan(FixedPlan):
     extra_rate: float = 0.05
     batch_size: int = 128
     tested: int | None = None
+    precision: PrecisionName = "fp32"
 
     def recipe(self, seed: int, epochs: int | None = None) -> Recipe:
         """Return the recipe of the original, or of so many epochs on top of it."""
         rate = self.learning_rate if epochs is None else self.extra_rate
         wide = self.network.width >= 16  # narrower networks compute faster in torch's usual layout
-        return Recipe(epochs=epochs or self.epochs, learning_rate=rate, channels_last=wide, seed=seed)
+        return Recipe(epochs=epochs or self.epochs, learning_rate=rate, channels_last=wide, precision=self.precision, seed=seed)
 
     def singles(self) -> tuple[str, ...]:
         """Return the arms with one technique, and the control, which has none."""

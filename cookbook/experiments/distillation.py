@@ -1,6 +1,6 @@
 """The long experiment behind kd-01 and kd-02, in trainings that can be interrupted (lesson 06).
 
-    COOKBOOK_PROFILE=full python -m cookbook.experiments.distillation --jobs 2
+    COOKBOOK_PROFILE=full python -m cookbook.experiments.distillation --jobs 2 --precision bf16
     python -m cookbook.experiments.distillation --rehearse     a miniature in the quick profile: is everything in place?
 
 Four stages, each skipped where its results lie in the folder already: the teacher answers for every fixed
@@ -56,9 +56,12 @@ def record(experiment: Experiment, ledger: Ledger, *, threads: int = 1, rounds: 
     Raises:
         EvidenceError: a training is missing.
     """
-    sweep, rows = record_temperatures(experiment, ledger)
-    rows = record_gains(experiment, ledger, sweep) + rows
     best = experiment.ranked_temperatures()[0]
+    if len(experiment.plan.temperatures) > 1:
+        sweep, rows = record_temperatures(experiment, ledger)
+    else:
+        sweep, rows = {best: _scores(experiment, "tenth-soft", best)}, []
+    rows = record_gains(experiment, ledger, sweep) + rows
     _measure(experiment, best, ledger, ResidentLoader(experiment.splits.test, 500), threads, rounds)
     return Table(("comparison", "points on test"), rows, title=f"Distillation, temperature {best:g}")
 
@@ -114,7 +117,10 @@ def record_gains(experiment: Experiment, ledger: Ledger, sweep: dict[float, list
     values |= {"epochs": plan.epochs, "tenth_epochs": plan.tenth_epochs, "views": plan.views, "alpha": plan.alpha}
     for name, comparison in gains.items():
         values |= comparison.bounded(name)
-    note = f"{plan.images:,} images in {plan.views} fixed views; fresh: new augmentation each epoch, {len(fresh)} seeds."
+    note = (
+        f"{plan.images:,} images in {plan.views} fixed views, {plan.precision}; fresh: new augmentation each epoch, "
+        f"{len(fresh)} seeds."
+    )
     ledger.append(ClaimEvidence(claim="kd-01", lesson=LESSON, values=values, seeds=plan.seeds, note=note))
     return [(name.replace("_", " "), str(comparison)) for name, comparison in gains.items()]
 
@@ -171,11 +177,17 @@ def _measure(experiment: Experiment, best: float, ledger: Ledger, test: Resident
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line."""
     parser = Options(str(__doc__), "distillation")
+    parser.add_precision()
     parser.add_argument("--epochs", type=int, default=Plan.epochs, help="over all labels")
     parser.add_argument("--views", type=int, default=Plan.views, help="fixed augmented copies of every image")
+    parser.add_argument(
+        "--temperatures", type=float, nargs="+", default=Plan.temperatures,
+        help="tried with a tenth of the labels; one alone, if the ledger says already which is best on validation (kd-02)",
+    )  # fmt: skip
     parser.add_argument("--teacher", type=Path, help="another teacher than the shipped baseline")
     options = parser.parse(arguments)
-    plan = REHEARSAL if options.rehearse else replace(Plan(), epochs=options.epochs, views=options.views)
+    full = Plan(epochs=options.epochs, views=options.views, temperatures=tuple(options.temperatures))
+    plan = replace(REHEARSAL if options.rehearse else full, precision=options.precision)
     teacher = options.teacher or data_directory() / "checkpoints" / "baseline.safetensors"
     leave_on_termination()
     torch.set_num_threads(options.jobs * options.threads)  # this process asks the teacher while no other computes

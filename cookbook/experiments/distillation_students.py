@@ -18,6 +18,7 @@ from cookbook.errors import EvidenceError
 from cookbook.experiments import command
 from cookbook.files import atomic_path
 from cookbook.models import ResNetConfig, build, load, save
+from cookbook.precision import PrecisionName
 from cookbook.training import Recipe, evaluate, fit
 
 AUGMENTATION = Augmentation(crop=2, flip=True)
@@ -35,11 +36,12 @@ class Plan(command.FixedPlan):
         views: fixed augmented copies of every image.
         seeds: of the pairs.
         fresh_seeds: those of them for which the second control is trained.
-        temperatures: tried on the tenth.
+        temperatures: tried on the tenth; one alone where it was chosen before, and then kd-02 is not judged.
         alpha: share of the teacher.
         student: architecture.
         learning_rate: peak of the one-cycle schedule.
         batch_size: images per step.
+        precision: of the trainings and of the teacher's answers.
     """
 
     images: int = 55_000
@@ -53,6 +55,7 @@ class Plan(command.FixedPlan):
     student: ResNetConfig = STUDENT
     learning_rate: float = 0.2
     batch_size: int = 128
+    precision: PrecisionName = "fp32"
 
 
 REHEARSAL = Plan(
@@ -101,7 +104,8 @@ class Experiment:
 
     def answers(self, part: str) -> Tensor:
         """Return the teacher's logits (views, N, classes), asked for once and kept in the cache."""
-        return torch.stack([teacher_logits(self.teacher, view) for view in self.views(part)])
+        precision = self.plan.precision
+        return torch.stack([teacher_logits(self.teacher, view, precision=precision) for view in self.views(part)])
 
     def tenth_tasks(self) -> list[Task]:
         """Return the trainings with a tenth of the labels."""
@@ -143,7 +147,8 @@ class Experiment:
         if task.arm == "unlabelled":
             epochs = max(1, plan.tenth_epochs // 10)
         recipe = Recipe(
-            epochs=epochs, learning_rate=plan.learning_rate, channels_last=plan.student.width >= 16, seed=task.seed
+            epochs=epochs, learning_rate=plan.learning_rate, channels_last=plan.student.width >= 16,
+            precision=plan.precision, seed=task.seed,
         )  # fmt: skip
         seed_everything(task.seed)
         student = build(plan.student)

@@ -141,12 +141,13 @@ def _speeds(experiment: Experiment, ledger: Ledger, test: ResidentLoader, thread
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line."""
     parser = Options(str(__doc__), "pruning")
+    parser.add_precision()
     parser.add_argument("--baseline", type=Path, help="another unpruned model than the shipped one, with its record beside it")
     options = parser.parse(arguments)
     baseline = options.baseline or data_directory() / "checkpoints" / "baseline.safetensors"
     leave_on_termination()
     torch.set_num_threads(options.threads)
-    plan = plan_of(baseline.with_suffix(".json"), rehearse=options.rehearse)
+    plan = plan_of(baseline.with_suffix(".json"), rehearse=options.rehearse, precision=options.precision)
     experiment = Experiment(plan, baseline, options.folder)
     experiment.prepare()
     torch.set_num_threads(options.jobs * options.threads)  # this process asks the model while no other computes

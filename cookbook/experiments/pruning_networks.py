@@ -83,7 +83,8 @@ class Experiment:
 
     def answers(self) -> Tensor:
         """Return the unpruned model's logits (views, N, classes), asked for once and kept in the cache."""
-        return torch.stack([teacher_logits(self.model, view) for view in self.views])
+        precision = self.plan.original.precision
+        return torch.stack([teacher_logits(self.model, view, precision=precision) for view in self.views])
 
     def prepare(self) -> None:
         """Cut the baseline for every arm, and write what comes out; what lies there is kept."""

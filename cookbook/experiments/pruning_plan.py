@@ -10,6 +10,7 @@ from cookbook.data import Augmentation
 from cookbook.errors import EvidenceError
 from cookbook.experiments.command import FixedPlan
 from cookbook.models import ResNetConfig
+from cookbook.precision import PrecisionName
 from cookbook.pruning import Importance, fine_tuning_recipe
 from cookbook.training import Recipe
 
@@ -77,15 +78,20 @@ class Plan(FixedPlan):
         return fine_tuning_recipe(self.small_recipe, share=self.share, rate=self.rate)
 
 
-def plan_of(record: Path, *, rehearse: bool = False) -> Plan:
+def plan_of(record: Path, *, rehearse: bool = False, precision: PrecisionName = "fp32") -> Plan:
     """Return the plan for a baseline by the record beside its checkpoint; for a rehearsal, a miniature.
+
+    Args:
+        record: JSON that `cookbook train` wrote.
+        rehearse: return the miniature.
+        precision: of the experiment's own trainings; the unpruned model was trained as its record says.
 
     Raises:
         EvidenceError: the record cannot be read.
     """
     try:
         fields = json.loads(record.read_text())
-        original = Recipe(**fields["recipe"])
+        original = replace(Recipe(**fields["recipe"]), precision=precision)
         steps = tuple((int(epoch), int(pixels)) for epoch, pixels in fields["augmentation"].pop("resolutions"))
         augmentation = Augmentation(**fields["augmentation"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -94,10 +100,11 @@ def plan_of(record: Path, *, rehearse: bool = False) -> Plan:
         return Plan(
             images=200, original=replace(original, epochs=1, ema_decay=None, channels_last=False), augmentation=augmentation,
             views=1, latencies={"half": 0.5}, tolerance=0.6, criteria=("l1", "random"), judged=100, tested=200, widths=(16, 24),
-            small=ResNetConfig(depth=8, width=8, stem_stride=2), small_recipe=Recipe(epochs=1, learning_rate=0.05),
-            small_multiple=4, batch_size=20, equal_macs=0.1,
+            small=ResNetConfig(depth=8, width=8, stem_stride=2), small_multiple=4,
+            small_recipe=Recipe(epochs=1, learning_rate=0.05, precision=precision),
+            batch_size=20, equal_macs=0.1,
         )  # fmt: skip
-    plan = Plan(original=original, augmentation=augmentation)
+    plan = Plan(original=original, augmentation=augmentation, small_recipe=replace(SMALL_RECIPE, precision=precision))
     longer = (original.epochs + plan.tuning.epochs) / original.epochs  # smaller images for the same share of the epochs
     resolutions = tuple((round(epoch * longer), pixels) for epoch, pixels in steps)
     return replace(plan, augmentation=replace(augmentation, resolutions=resolutions))

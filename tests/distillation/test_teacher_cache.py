@@ -69,12 +69,28 @@ def test_other_weights_statistics_pixels_or_normalization_have_their_own_file(ca
     assert not torch.equal(moved, teacher_logits(teacher, split))
 
 
+def test_the_teacher_answers_in_the_precision_that_is_asked_for(cache: Path) -> None:
+    teacher, split = small_teacher(), small_split()
+    exact, rounded = teacher_logits(teacher, split), teacher_logits(teacher, split, precision="bf16")
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        expected = copy.deepcopy(teacher).eval()(split.normalized())
+    assert torch.equal(rounded, expected.float()) and rounded.dtype == torch.float32
+    assert 0 < (rounded - exact).abs().max() < 2**-6 * exact.abs().max()  # bfloat16 keeps 8 bits
+    assert len(list(cache.iterdir())) == 2
+    with pytest.raises(UsageError, match="tf32"):
+        teacher_logits(teacher, split, precision="tf32")
+
+
 def test_a_stale_or_damaged_file_is_refused_and_left_alone(tmp_path: Path) -> None:
     file, split, teacher = tmp_path / "mine.safetensors", small_split(), small_teacher()
     teacher_logits(teacher, split, path=file)
     content = file.read_bytes()
+    with pytest.raises(CheckpointError, match="in another precision"):
+        teacher_logits(teacher, split, path=file, precision="bf16")
     for other, images in ((small_net(), split), (teacher, small_split(seed=8))):
-        with pytest.raises(CheckpointError, match="another teacher or of other images: pass refresh=True"):
+        with pytest.raises(
+            CheckpointError, match="another teacher, of other images or in another precision: pass refresh=True"
+        ):
             teacher_logits(other, images, path=file)
         assert file.read_bytes() == content
     for damaged in (content[:-5], content[:20], b""):

@@ -12,6 +12,8 @@ import pytest
 from cookbook.errors import CookbookError, UsageError
 from cookbook.experiments import combination, distillation, pruning
 from cookbook.experiments.command import leave_on_termination, require_profile, run, train_in_processes
+from cookbook.experiments.pruning_plan import plan_of
+from cookbook.files import data_directory
 
 
 class Notes:
@@ -76,6 +78,13 @@ def test_the_experiments_ask_for_it_before_any_work(
     monkeypatch.setenv("COOKBOOK_PROFILE", profile)
     with pytest.raises(UsageError, match=words):
         main(arguments)
+
+
+def test_every_training_without_rounding_has_the_precision_that_is_asked_for() -> None:
+    plan = plan_of(data_directory() / "checkpoints" / "baseline.json", precision="bf16")
+    recipes = (plan.original, plan.tuning, plan.small_recipe, plan.small_tuning)
+    assert {recipe.precision for recipe in recipes} == {"bf16"}
+    assert {combination.Plan(precision="bf16").recipe(0, epochs).precision for epochs in (None, 2)} == {"bf16"}
 
 
 def ends_with(error: Exception | None, status: int | None = None) -> int | None:

@@ -77,6 +77,27 @@ def test_the_temperatures_are_recorded_without_the_rest(experiment: Experiment, 
     assert float(row[1]) == pytest.approx(sum(sweep[best]) / 3 - sum(sweep[worst]) / 3, abs=0.01)
 
 
+def test_a_temperature_that_was_chosen_before_is_not_judged_again(
+    experiment: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = replace(TINY, temperatures=(4.0,), precision="bf16")
+    single = Experiment(plan, experiment.teacher_file, tmp_path / "single")
+    for stage in (single.tenth_tasks, single.whole_tasks):
+        for task in stage():
+            single.train(task)
+    monkeypatch.setattr(distillation, "_measure", lambda *arguments: None)  # which times exported files
+    ledger = Ledger(tmp_path / "ledger.jsonl")
+    record(single, ledger)
+    assert not ledger.claim_evidence("kd-02")
+    (gain,) = ledger.claim_evidence("kd-01")
+    assert gain.values["temperature"] == 4.0 and "bf16" in gain.note
+    soft = Task("soft", 0, 4.0)
+    before = load(single.student_file(soft)).state_dict()
+    exact = Experiment(replace(plan, precision="fp32"), experiment.teacher_file, tmp_path / "single")
+    exact.train(soft)
+    assert any(not torch.equal(value, before[name]) for name, value in load(exact.student_file(soft)).state_dict().items())
+
+
 def test_an_interrupted_student_ends_as_an_undisturbed_one(experiment: Experiment, monkeypatch: pytest.MonkeyPatch) -> None:
     task = Task("tenth-soft", 1, 4.0)
     experiment.train(task)
