@@ -1,6 +1,6 @@
 """The long experiment behind prune-02 to prune-04, in trainings that can be interrupted (lesson 04).
 
-    COOKBOOK_PROFILE=full python -m cookbook.experiments.pruning --jobs 2
+    COOKBOOK_PROFILE=full python -m cookbook.experiments.pruning --jobs 2 --precision bf16
     python -m cookbook.experiments.pruning --rehearse     a miniature in the quick profile: is everything in place?
 
 First the baseline is cut to a half and a third of its measured latency; a sensitivity scan and the criteria compete on
@@ -8,7 +8,8 @@ validation before anything is trained. Small networks then show what criteria an
 cut baselines, and what Torch-Pruning's defaults leave at the same multiply-accumulates, are fine-tuned alike, distilled from
 the unpruned model; the controls see hard labels alone, train the cut shape from scratch for the same total
 of epochs, and train a narrower network of equal latency. Stages whose networks lie in the folder are
-skipped; the same command resumes after any interruption. Timing wants a machine that does nothing else.
+skipped; the same command resumes after any interruption. ``--part small`` and ``--part baseline`` do one half, with
+its own evidence. Timing wants a machine that does nothing else.
 """
 
 from __future__ import annotations
@@ -40,14 +41,75 @@ from cookbook.pruning import MACs, prune
 from cookbook.training import evaluate
 
 LESSON = "04"
-STAGES = ("small", "small-tuned", "baseline", "controls")
+PARTS = {"small": ("small", "small-tuned"), "baseline": ("baseline", "controls")}
+Row = tuple[str, str]
 
 
-def record(experiment: Experiment, ledger: Ledger, *, threads: int = 1, rounds: int = 30) -> Table:
-    """Evaluate every network on test, once, and append what the claims need, and the measured networks.
+class Scores:
+    """Accuracies on test, in percent, of an experiment's networks.
 
     Args:
-        experiment: with all its networks trained.
+        experiment: with the networks trained that are asked for.
+    """
+
+    def __init__(self, experiment: Experiment) -> None:
+        self.experiment = experiment
+        self.test = ResidentLoader(experiment.splits.test.subset(experiment.plan.tested), 200)
+
+    def of(self, model: nn.Module) -> float:
+        """Return the accuracy of one network."""
+        return 100 * evaluate(model, self.test).accuracy
+
+    def over(self, arm: str, seeds: Sequence[int] | None = None) -> list[float]:
+        """Return the accuracies of an arm, seed by seed.
+
+        Raises:
+            CheckpointError: a training is missing.
+        """
+        own = self.experiment
+        return [self.of(own.network(Task(arm, seed))) for seed in (own.plan.seeds if seeds is None else seeds)]
+
+
+def record_small(experiment: Experiment, ledger: Ledger) -> list[Row]:
+    """Evaluate the small networks on test, once, and append what prune-03 and prune-04 need.
+
+    Args:
+        experiment: with its small networks trained.
+        ledger: where the rows go.
+
+    Returns:
+        One row a comparison.
+
+    Raises:
+        CheckpointError: a training is missing.
+    """
+    plan, scores = experiment.plan, Scores(experiment)
+    tuned = {name: scores.over(f"small-{name}") for name in plan.criteria}
+    raw = {name: [scores.of(experiment.cut_small(name, seed)) for seed in plan.seeds] for name in plan.criteria}
+    gains = {name: compare_seeds(tuned["random"], tuned[name]) for name in plan.criteria if name != "random"}
+    lesser = min((name for name in ("l1", "gamma") if name in gains), key=lambda name: gains[name].difference)
+    values = gains[lesser].bounded("least_gain_points")
+    values |= {f"gain_points_{name}": gain.difference for name, gain in gains.items()}
+    values |= {f"gain_points_{name}_before": fmean(raw[name]) - fmean(raw["random"]) for name in gains}
+    precision = plan.original.precision
+    note = f"{plan.small.depth} layers of width {plan.small.width}, {plan.images:,} images, half of the channels, {precision}."
+    ledger.append(ClaimEvidence(claim="prune-03", lesson=LESSON, values=values, seeds=plan.seeds, note=note))
+
+    unpruned, fine, scratch = fmean(scores.over("small")), tuned["l1"], scores.over("small-scratch")
+    against_scratch = compare_seeds(scratch, fine)
+    values = {"recovered_share": (fmean(fine) - fmean(raw["l1"])) / (unpruned - fmean(raw["l1"]))}
+    values |= {"unpruned_accuracy": unpruned, "tuned_accuracy": fmean(fine), "scratch_accuracy": fmean(scratch)}
+    values |= against_scratch.bounded("gain_over_scratch_points") | {"epochs_share": plan.share}
+    ledger.append(ClaimEvidence(claim="prune-04", lesson=LESSON, values=values, seeds=plan.seeds, note=note))
+    rows = [(f"{name} over chance, small", str(gain)) for name, gain in gains.items()]
+    return [*rows, ("fine-tuned over from scratch, small", str(against_scratch))]
+
+
+def record_baseline(experiment: Experiment, ledger: Ledger, *, threads: int = 1, rounds: int = 30) -> list[Row]:
+    """Evaluate what became of the baseline on test, once, and append what prune-02 needs, and the measured networks.
+
+    Args:
+        experiment: with the networks cut from the baseline, and their controls, trained.
         ledger: where the rows go.
         threads: of the timed runtimes.
         rounds: samples of every latency.
@@ -58,47 +120,24 @@ def record(experiment: Experiment, ledger: Ledger, *, threads: int = 1, rounds: 
     Raises:
         CheckpointError: a training is missing.
     """
-    plan = experiment.plan
-    test = ResidentLoader(experiment.splits.test.subset(plan.tested), 200)
-
-    def score(model: nn.Module) -> float:
-        return 100 * evaluate(model, test).accuracy
-
-    def scores(arm: str, seeds: Sequence[int] = plan.seeds) -> list[float]:
-        return [score(experiment.network(Task(arm, seed))) for seed in seeds]
-
-    tuned = {name: scores(f"small-{name}") for name in plan.criteria}
-    raw = {name: [score(experiment.cut_small(name, seed)) for seed in plan.seeds] for name in plan.criteria}
-    gains = {name: compare_seeds(tuned["random"], tuned[name]) for name in plan.criteria if name != "random"}
-    lesser = min((name for name in ("l1", "gamma") if name in gains), key=lambda name: gains[name].difference)
-    values = gains[lesser].bounded("least_gain_points")
-    values |= {f"gain_points_{name}": gain.difference for name, gain in gains.items()}
-    values |= {f"gain_points_{name}_before": fmean(raw[name]) - fmean(raw["random"]) for name in gains}
-    note = f"{plan.small.depth} layers of width {plan.small.width}, {plan.images:,} images, half of the channels."
-    ledger.append(ClaimEvidence(claim="prune-03", lesson=LESSON, values=values, seeds=plan.seeds, note=note))
-
-    unpruned, fine, scratch = fmean(scores("small")), tuned["l1"], scores("small-scratch")
-    against_scratch = compare_seeds(scratch, fine)
-    values = {"recovered_share": (fmean(fine) - fmean(raw["l1"])) / (unpruned - fmean(raw["l1"]))}
-    values |= {"unpruned_accuracy": unpruned, "tuned_accuracy": fmean(fine), "scratch_accuracy": fmean(scratch)}
-    values |= against_scratch.bounded("gain_over_scratch_points") | {"epochs_share": plan.share}
-    ledger.append(ClaimEvidence(claim="prune-04", lesson=LESSON, values=values, seeds=plan.seeds, note=note))
-
-    whole = score(experiment.model)
-    arms = {arm: scores(arm) for arm in (*plan.latencies, "peer")}
-    controls = {arm: scores(arm, plan.control_seeds) for arm in ("half-hard", "scratch", "narrow")}
+    plan, scores = experiment.plan, Scores(experiment)
+    whole = scores.of(experiment.model)
+    arms = {arm: scores.over(arm) for arm in (*plan.latencies, "peer")}
+    controls = {arm: scores.over(arm, plan.control_seeds) for arm in ("half-hard", "scratch", "narrow")}
     against_peer = compare_seeds(arms["peer"], arms["half"])
     paired = [arms["half"][plan.seeds.index(seed)] for seed in plan.control_seeds]
     values = {f"points_{arm}": fmean(found) - whole for arm, found in arms.items()}
     values |= {f"points_{arm}": fmean(found) - whole for arm, found in controls.items()}
     values |= {f"points_over_{arm}": fmean(paired) - fmean(found) for arm, found in controls.items()}
-    values |= against_peer.bounded("points_over_peer") | _speeds(experiment, ledger, test, threads, rounds)
-    note = "half and third: shares of the latency, distilled; peer: Torch-Pruning's defaults at the MACs of half."
+    values |= against_peer.bounded("points_over_peer")
+    values |= _speeds(experiment, ledger, scores.test, threads, rounds)
+    note = "half and third: shares of the latency, distilled; peer: Torch-Pruning's defaults at the MACs of half; "
+    note += f"{plan.original.precision}."
     ledger.append(ClaimEvidence(claim="prune-02", lesson=LESSON, values=values, seeds=plan.seeds, note=note))
-    rows = [(f"{name} over chance, small", str(gain)) for name, gain in gains.items()]
-    rows += [("fine-tuned over from scratch, small", str(against_scratch)), ("half over peer", str(against_peer))]
-    rows += [(name.replace("_", " "), f"{value:.3f}") for name, value in values.items()]
-    return Table(("comparison", "points on test, or times faster"), rows, title="Pruning, the long experiment")
+    return [
+        ("half over peer", str(against_peer)),
+        *((name.replace("_", " "), f"{value:.3f}") for name, value in values.items()),
+    ]
 
 
 def _speeds(experiment: Experiment, ledger: Ledger, test: ResidentLoader, threads: int, rounds: int) -> dict[str, float]:
@@ -142,6 +181,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line."""
     parser = Options(str(__doc__), "pruning")
     parser.add_precision()
+    parser.add_argument("--part", choices=tuple(PARTS), help="one half alone: the small networks, or the baseline's")
     parser.add_argument("--baseline", type=Path, help="another unpruned model than the shipped one, with its record beside it")
     options = parser.parse(arguments)
     baseline = options.baseline or data_directory() / "checkpoints" / "baseline.safetensors"
@@ -149,14 +189,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     torch.set_num_threads(options.threads)
     plan = plan_of(baseline.with_suffix(".json"), rehearse=options.rehearse, precision=options.precision)
     experiment = Experiment(plan, baseline, options.folder)
-    experiment.prepare()
-    torch.set_num_threads(options.jobs * options.threads)  # this process asks the model while no other computes
-    experiment.answers()
-    for stage in STAGES:
-        left = [task for task in experiment.tasks(stage) if not experiment.file(task).exists()]
-        train_in_processes(Experiment, (plan, baseline, options.folder), left, options.jobs, options.threads)
-    ledger = Ledger.local() if options.rehearse else Ledger.recorded()
-    print(record(experiment, ledger))
+    parts = [options.part] if options.part else list(PARTS)
+    if "baseline" in parts:
+        experiment.prepare()
+        torch.set_num_threads(options.jobs * options.threads)  # this process asks the model while no other computes
+        experiment.answers()
+    ledger, rows = Ledger.local() if options.rehearse else Ledger.recorded(), list[Row]()
+    for part in parts:
+        for stage in PARTS[part]:
+            left = [task for task in experiment.tasks(stage) if not experiment.file(task).exists()]
+            train_in_processes(Experiment, (plan, baseline, options.folder), left, options.jobs, options.threads)
+        rows += (record_small if part == "small" else record_baseline)(experiment, ledger)
+    print(Table(("comparison", "points on test, or times faster"), rows, title="Pruning, the long experiment"))
     print(f"Written to {ledger.path}; the networks lie in {experiment.folder}.")
 
 

@@ -17,7 +17,7 @@ from cookbook.data import Augmentation, Splits
 from cookbook.errors import CheckpointError, EvidenceError
 from cookbook.evidence import Ledger
 from cookbook.experiments import pruning
-from cookbook.experiments.pruning import record
+from cookbook.experiments.pruning import record_baseline, record_small
 from cookbook.experiments.pruning_networks import Experiment, Task, peer
 from cookbook.experiments.pruning_plan import Plan, plan_of
 from cookbook.measure import Timing, count_macs
@@ -63,7 +63,15 @@ def test_every_network_is_trained_once_and_recorded(
     family = {width: count_macs(build(ResNetConfig(depth=8, width=width)), example) for width in (4, 6)}
     assert macs["narrow"] == min(family.values(), key=lambda count: abs(count - macs["half"]))
     cut = {file: file.stat().st_mtime_ns for file in experiment.folder.glob("cut-*")}
-    for stage in pruning.STAGES:
+    ledger = Ledger(tmp_path / "ledger.jsonl")
+    for stage in pruning.PARTS["small"]:
+        for task in experiment.tasks(stage):
+            experiment.train(task)
+    assert "l1 over chance, small" in str(record_small(experiment, ledger))
+    with pytest.raises(CheckpointError, match="There is no file"):
+        record_baseline(experiment, ledger)
+    assert not ledger.claim_evidence("prune-02")
+    for stage in pruning.PARTS["baseline"]:
         for task in experiment.tasks(stage):
             experiment.train(task)
     assert not list(experiment.folder.glob("*.state"))
@@ -74,8 +82,7 @@ def test_every_network_is_trained_once_and_recorded(
     assert {file: file.stat().st_mtime_ns for file in (*cut, *trained)} == cut | trained, "something was made again"
 
     monkeypatch.setattr(pruning, "_speeds", lambda *arguments: {"speedup_at_half_macs": 2.0})  # which times exported files
-    ledger = Ledger(tmp_path / "ledger.jsonl")
-    assert "l1 over chance, small" in str(record(experiment, ledger))
+    assert "half over peer" in str(record_baseline(experiment, ledger))
     (second,), (third,), (fourth,) = (ledger.claim_evidence(f"prune-0{number}") for number in (2, 3, 4))
     assert second.seeds == third.seeds == fourth.seeds == (0, 1, 2)
     values = third.values
