@@ -38,7 +38,7 @@ _HOMES = {
     ),
     "cookbook.models": ("ResNetConfig", "build", "load", "save"),
     "cookbook.pipeline": (
-        "Budget", "Distill", "Outcome", "Prune", "Quantize", "Relative", "Work", "compress", "unpack_onnx",
+        "Budget", "Distill", "Outcome", "Prune", "Quantize", "Relative", "Student", "Work", "compress", "unpack_onnx",
     ),
     "cookbook.plots": ("scoreboard_figure",),
     "cookbook.precision": ("gradient_survival",),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -44,7 +45,13 @@ def compress(
         float | None,
         typer.Option(help="Prune to this share of the operations, not to what the budget asks.", rich_help_panel=BUDGET),
     ] = None,
-    stages: Annotated[str, typer.Option(help="In their order, with commas between.")] = "prune,distill,quantize",
+    stages: Annotated[
+        str, typer.Option(help="In their order, with commas between: student, prune, distill, quantize.")
+    ] = "prune,distill,quantize",
+    student: Annotated[
+        str | None,
+        typer.Option(help="Classifier of torchvision for the stage student, which takes the model's place; else a ResNet-8."),
+    ] = None,
     ptq: Annotated[bool, typer.Option("--ptq", help="Quantize after training instead of by training.")] = False,
     entropy_coded: Annotated[bool, typer.Option("--entropy-coded", help="Also write the file packed.")] = False,
     epochs: Annotated[int, typer.Option(help="Of each long training.", min=1, rich_help_panel=TRAINING)] = 10,
@@ -76,6 +83,8 @@ def compress(
 
     Example: cookbook compress --model resnet18 --train 20 --data photos --latency 0.2 --accuracy-drop 1
 
+    Example: cookbook compress --model net.safetensors --data fashion-mnist --stages student,quantize --epochs 20
+
     Example: cookbook compress --model my_package.nets:make_net --weights net.safetensors --data fashion-mnist --dry-run
     """
     from cookbook.pipeline import Budget, make_plan
@@ -83,10 +92,15 @@ def compress(
 
     budget = Budget(latency or None, accuracy_drop, bytes)
     chosen = parse_stages(stages, ptq, macs)
+    if student is not None and not any(stage.name == "student" for stage in chosen):
+        raise UsageError(f"--student names a network for the stage student, but the stages are {stages}: add student.")
     if threads is not None:
         torch.set_num_threads(threads)
     target = pick_device(device)
     splits = read_data(data, size, validation_images)
+    if student is not None:
+        shape = TorchvisionConfig(student, len(splits.train.classes), splits.train.images.shape[1])
+        chosen = tuple(replace(stage, config=shape) if stage.name == "student" else stage for stage in chosen)
     if train_images is not None:
         splits = Splits(splits.train.subset(train_images), splits.validation, splits.test)
     augmentation = Augmentation(crop, flip)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -12,13 +11,12 @@ from pathlib import Path
 from torch import nn
 
 from cookbook.data import Augmentation, ResidentLoader, load_fashion_mnist
-from cookbook.distillation import distill
 from cookbook.environment import seed_everything
 from cookbook.errors import EvidenceError
 from cookbook.experiments.command import FixedPlan, Task
 from cookbook.files import atomic_path
 from cookbook.models import ResNetConfig, build, load, save
-from cookbook.pipeline import Budget, Distill, Outcome, Prune, Quantize, Stage, Work, compress
+from cookbook.pipeline import Budget, Distill, Prune, Quantize, Stage, Student, compress
 from cookbook.precision import PrecisionName
 from cookbook.pruning import MACs
 from cookbook.training import Recipe, fit
@@ -103,7 +101,8 @@ class Plan(FixedPlan):
         if kind == "pruned to":
             return (self._prune(float(value), whole),)
         if kind == "student of width":
-            return (Student(int(value), replace(self.recipe(seed), epochs=self.epochs + self.extra)),)
+            longer = replace(self.recipe(seed), epochs=self.epochs + self.extra)
+            return (Student(replace(self.network, width=int(value)), longer, views=None),)
         return (simple[arm],)
 
     def _prune(self, share: float, recipe: Recipe) -> Prune:
@@ -114,37 +113,6 @@ REHEARSAL = Plan(
     images=400, epochs=2, extra=3, share=0.5, shares_alone=(0.5,), widths_alone=(8,), orders=(ORDERS[0], ORDERS[-1]),
     tolerance_points=10.0, network=ResNetConfig(depth=8, width=16, stem_stride=2), learning_rate=0.1, batch_size=20, tested=500,
 )  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Student:
-    """A stage that forgets the weights: a narrower network learns from the original's answers from its first step.
-
-    Attributes:
-        width: of the network.
-        recipe: of its training.
-    """
-
-    width: int
-    recipe: Recipe
-    name: str = "student"
-
-    def describe(self) -> dict[str, object]:
-        """Return plain JSON types that identify the stage."""
-        return {"stage": self.name, "width": self.width, "recipe": asdict(self.recipe)}
-
-    def epochs(self, recipe: Recipe, later: tuple[str, ...]) -> int:
-        """Return the epochs of the training."""
-        return self.recipe.epochs
-
-    def apply(self, model: nn.Module, work: Work) -> Outcome:
-        """Return the trained student."""
-        seed_everything(self.recipe.seed)
-        narrow = build(replace(work.original.config, width=self.width)).to(work.device)  # type: ignore[type-var]
-        started = time.perf_counter()
-        recipe = work.fitting(self.recipe, narrow)
-        distill(narrow, work.teacher(), work.training(), recipe, checkpoint=work.state, progress=work.progress)
-        return Outcome(narrow.cpu(), None, None, "", work.spent(), time.perf_counter() - started)
 
 
 @dataclass(frozen=True)

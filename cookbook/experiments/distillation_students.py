@@ -6,7 +6,6 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -152,24 +151,22 @@ class Experiment:
         )  # fmt: skip
         seed_everything(task.seed)
         student = build(plan.student)
-        options: dict[str, Any] = {
-            "validation": ResidentLoader(self.splits.validation, 500), "checkpoint": self.folder / f"{task.name}.state",
-        }  # fmt: skip
+        state = self.folder / f"{task.name}.state"
         part = "tenth" if small else "whole"
         if task.arm == "fresh":
             loader = ResidentLoader(self.whole, plan.batch_size, augmentation=AUGMENTATION, seed=task.seed)
-            fit(student, loader, recipe, **options)
+            fit(student, loader, recipe, checkpoint=state)
         elif task.temperature is None:
-            fit(student, ViewLoader(self.views(part), plan.batch_size, seed=task.seed), recipe, **options)
+            fit(student, ViewLoader(self.views(part), plan.batch_size, seed=task.seed), recipe, checkpoint=state)
         else:
             views = ViewLoader(self.views(part), plan.batch_size, logits=self.answers(part), seed=task.seed)
             alpha = 1.0 if task.arm == "unlabelled" else plan.alpha  # there the labels of nine tenths are not used
-            distill(student, None, views, recipe, alpha=alpha, temperature=task.temperature, **options)
+            distill(student, None, views, recipe, alpha=alpha, temperature=task.temperature, checkpoint=state)
         save(student, self.student_file(task))
-        accuracy = 100 * evaluate(student, options["validation"]).accuracy
+        accuracy = 100 * evaluate(student, ResidentLoader(self.splits.validation, 500)).accuracy
         with atomic_path(self._result_file(task)) as temporary:
             temporary.write_text(json.dumps({"validation": accuracy}))
-        (self.folder / f"{task.name}.state").unlink()
+        state.unlink()
         print(f"{task.name}: validation {accuracy:.2f} %", flush=True)
 
     def student_file(self, task: Task) -> Path:

@@ -37,6 +37,11 @@ def build(config: Any) -> nn.Module:
     raise UsageError(f"{type(config).__name__} is not a model configuration: use one of {_names()}.")
 
 
+def is_config(config: Any) -> bool:
+    """Return whether `build` makes a model of it."""
+    return isinstance(config, tuple(config_type for config_type, _ in FAMILIES.values()))
+
+
 def config_to_json(config: Any) -> str:
     """Return the configuration with its family's name as JSON.
 

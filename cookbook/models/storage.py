@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +14,23 @@ from torch import Tensor, nn
 
 from cookbook.errors import CheckpointError, CookbookError
 from cookbook.files import atomic_path
-from cookbook.models.registry import build, config_from_json, config_to_json
+from cookbook.models.registry import build, config_from_json, config_to_json, is_config
 
 METADATA_KEY = "cookbook.config"
 
 
-def save(model: nn.Module, path: str | os.PathLike[str]) -> Path:
+def describes_itself(model: nn.Module) -> bool:
+    """Return whether `save` could write the model: its `config` belongs to a family of the cookbook and rebuilds its shapes."""
+    config = getattr(model, "config", None)
+    return is_config(config) and not _difference(model.state_dict(), _rebuild(config))
+
+
+def save(model: nn.Module, path: str | os.PathLike[str], *, header: Mapping[str, str] | None = None) -> Path:
     """Write the weights, and the configuration that rebuilds the architecture, atomically.
 
     Args:
         model: one of the cookbook's families; its `config` goes into the file's header.
+        header: what the file's header shall hold beside it.
 
     Raises:
         CheckpointError: the model carries no configuration or one of other shapes, which could not be
@@ -34,7 +42,7 @@ def save(model: nn.Module, path: str | os.PathLike[str]) -> Path:
         raise CheckpointError(
             f"{type(model).__name__} carries no configuration to rebuild it from: save its state_dict with safetensors instead."
         )
-    metadata = {METADATA_KEY: config_to_json(config)}
+    metadata = {**(header or {}), METADATA_KEY: config_to_json(config)}
     tensors = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
     difference = _difference(tensors, _rebuild(config))
     if difference:
@@ -98,7 +106,7 @@ def _rebuild(config: Any) -> nn.Module:
         return build(config)
 
 
-def _difference(tensors: dict[str, Tensor], model: nn.Module) -> str:
+def _difference(tensors: Mapping[str, Tensor], model: nn.Module) -> str:
     """Say how names, shapes or dtypes differ from the model's, before a single weight is touched; empty: not at all."""
     expected = model.state_dict()
     extra, missing = sorted(tensors.keys() - expected.keys()), sorted(expected.keys() - tensors.keys())

@@ -8,7 +8,7 @@ from cookbook.pipeline.result import Compressed, StageResult
 from cookbook.pipeline.settings import build_stages, default_recipe
 from cookbook.pipeline.stage import Gain, Outcome, Stage, Work
 from cookbook.pipeline.storage import pack_onnx, unpack_onnx
-from cookbook.pipeline.training_stages import Distill, Quantize
+from cookbook.pipeline.training_stages import Distill, Quantize, Student
 
 __all__ = [
     "Budget",
@@ -22,6 +22,7 @@ __all__ = [
     "Relative",
     "Stage",
     "StageResult",
+    "Student",
     "Violation",
     "Work",
     "build_stages",

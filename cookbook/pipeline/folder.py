@@ -13,8 +13,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 
-from cookbook.errors import CheckpointError, UsageError
+from cookbook.errors import CheckpointError, CookbookError
 from cookbook.files import atomic_path
+from cookbook.models.storage import METADATA_KEY, describes_itself, load, save
 from cookbook.models.widths import config_of_widths, layer_sizes, resize
 
 IDENTITY = "compression.json"
@@ -93,10 +94,13 @@ class Folder:
 
 
 def save_weights(model: nn.Module, original: nn.Module, path: Path, note: str = "") -> None:
-    """Write the weights of a pruned model of any class, and in the header which layers are smaller than the original's.
+    """Write the weights of a stage's model, with what rebuilds it in the header.
+
+    That is the model's own configuration where it has one of the cookbook's families; for a model of any other class it
+    is which of its layers are smaller than the original's.
 
     Args:
-        model: with the layers of `original`, some of them smaller.
+        model: with a configuration, or with the layers of `original`, some of them smaller.
         original: before the surgery.
         path: of the file.
         note: is kept in the header, for `read_note`.
@@ -104,31 +108,37 @@ def save_weights(model: nn.Module, original: nn.Module, path: Path, note: str = 
     Raises:
         CheckpointError: the model has other tensors than the original, so that sizes alone do not describe it.
     """
+    if describes_itself(model):
+        save(model, path, header={NOTE: note})
+        return
     before = layer_sizes(original)
     changed = {name: size for name, size in layer_sizes(model).items() if before.get(name) != size}
     tensors = {name: value.detach().cpu().clone().contiguous() for name, value in model.state_dict().items()}
     if tensors.keys() != original.state_dict().keys():
         raise CheckpointError(
             f"{type(model).__name__} has other layers than {type(original).__name__}, so that it cannot be stored by its "
-            "widths: let the stage change sizes only."
+            "widths: let the stage change sizes only, or leave a model of the cookbook's families."
         )
     with atomic_path(path) as temporary:
         save_file(tensors, temporary, metadata={SIZES: json.dumps(changed), NOTE: note})
 
 
 def load_weights(original: nn.Module, path: Path) -> nn.Module:
-    """Return a copy of `original` with the sizes and weights of a file that `save_weights` wrote, on the CPU, in eval mode.
+    """Return the model of a file that `save_weights` wrote for this original, on the CPU, in eval mode.
 
     Raises:
         CheckpointError: the file is damaged or belongs to another model.
     """
     try:
         with safe_open(path, framework="pt") as file:
-            sizes = json.loads((file.metadata() or {})[SIZES])
+            header = file.metadata() or {}
+            if METADATA_KEY in header:
+                return load(path)
+            sizes = json.loads(header[SIZES])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
         model = resize(copy.deepcopy(original), sizes)
         model.load_state_dict(tensors)
-    except (SafetensorError, OSError, KeyError, ValueError, RuntimeError, UsageError) as error:
+    except (SafetensorError, OSError, KeyError, ValueError, RuntimeError, CookbookError) as error:
         reason = str(error).splitlines()[0].rstrip(".")
         raise CheckpointError(
             f"{path} is damaged or of another model ({reason}): delete its folder to start afresh."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -16,7 +17,7 @@ from cookbook.evidence import Table
 from cookbook.measure import interleave
 from cookbook.pipeline.settings import build_stages, default_recipe
 from cookbook.pipeline.stage import Stage
-from cookbook.pipeline.training_stages import Quantize
+from cookbook.pipeline.training_stages import Quantize, Student
 from cookbook.training import Recipe
 from cookbook.training.run import Run
 
@@ -31,7 +32,8 @@ class Step:
     Attributes:
         name: of the stage.
         epochs: that it trains.
-        seconds: of this training, as if the model were not pruned before, so at most.
+        seconds: of this training, and of the answers that it asks for first, as if the model were not pruned before, so
+            at most.
     """
 
     name: str
@@ -80,27 +82,32 @@ def make_plan(
     names = tuple(stage.name for stage in built)
     target = pick_device(None if device is None else str(device))
     loader = ResidentLoader(data.train, batch_size, augmentation=augmentation, device=target, seed=recipe.seed)
-    student, teacher = (copy.deepcopy(model).to(target) for _ in range(2))
-    run = Run(student, loader, recipe)
+    networks = {"model": model}
+    networks |= {f"{number}": stage.network(data) for number, stage in enumerate(built) if isinstance(stage, Student)}
+    runs = {name: Run(copy.deepcopy(network).to(target).train(), loader, recipe) for name, network in networks.items()}
     batches = (batch for epoch in itertools.count() for batch in loader.batches(epoch))
     images, _ = next(loader.batches(0))
-    teacher.eval()
+    teacher = copy.deepcopy(model).to(target).eval()
 
     def answer() -> None:
         with torch.inference_mode():
             teacher(images)
 
-    student.train()
-    calls = {"step": lambda: run.step(batches), "answer": answer}
-    timings = interleave(calls, rounds=ROUNDS, warmup=1, repeats=1, device=target)
-    step, asked = timings["step"].median, timings["answer"].median
-    steps, rounding = [], False
+    calls = {"answer": answer} | {name: functools.partial(run.step, batches) for name, run in runs.items()}
+    medians = {
+        name: timing.median for name, timing in interleave(calls, rounds=ROUNDS, warmup=1, repeats=1, device=target).items()
+    }
+    steps, rounding, trained = [], False, "model"
     for number, stage in enumerate(built):
         rounding = rounding or isinstance(stage, Quantize)
-        taught = stage.name == "distill" or getattr(stage, "teacher", False)
-        each = step * (ROUNDING if rounding else 1) + (asked * recipe.accumulate if taught else 0)
+        trained = f"{number}" if isinstance(stage, Student) else trained
         epochs = stage.epochs(recipe, names[number + 1 :])
-        steps.append(Step(stage.name, epochs, epochs * run.steps_per_epoch * each))
+        taught = stage.name == "distill" or getattr(stage, "teacher", False)
+        asked = epochs if taught else 0  # times about every image
+        if isinstance(stage, Student):
+            asked = epochs if stage.views is None else min(stage.views, epochs)
+        spent = epochs * medians[trained] * (ROUNDING if rounding else 1) + asked * recipe.accumulate * medians["answer"]
+        steps.append(Step(stage.name, epochs, runs[trained].steps_per_epoch * spent))
     return Plan(tuple(steps))
 
 

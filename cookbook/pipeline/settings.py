@@ -14,13 +14,14 @@ from cookbook.errors import UsageError
 from cookbook.pipeline.budget import Budget
 from cookbook.pipeline.pruning_stage import Prune
 from cookbook.pipeline.stage import Stage
-from cookbook.pipeline.training_stages import Distill, Quantize
+from cookbook.pipeline.training_stages import Distill, Quantize, Student
 from cookbook.training import Recipe
 
 NAMED: dict[str, Callable[[Sequence[str]], Stage]] = {
     "prune": lambda names: Prune(),
+    "student": lambda names: Student(),
     "distill": lambda names: Distill(),
-    "quantize": lambda names: Quantize(teacher="distill" in names),
+    "quantize": lambda names: Quantize(teacher="distill" in names or "student" in names),
 }
 
 

@@ -11,7 +11,8 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from cookbook.data import Augmentation, ResidentLoader, Splits
+from cookbook.data import Augmentation, ResidentLoader, Split, Splits
+from cookbook.distillation import augmented_views
 from cookbook.environment import derive_seed
 from cookbook.errors import UsageError
 from cookbook.pipeline.budget import Budget
@@ -110,6 +111,12 @@ class Work:
         """Return the training images as `fit` takes them, for each stage in an order and with an augmentation of its own."""
         seed = derive_seed(self.recipe.seed, len(self.earlier))
         return ResidentLoader(self.data.train, self.batch_size, augmentation=self.augmentation, device=self.device, seed=seed)
+
+    def views(self, count: int) -> list[Split]:
+        """Return `count` fixed augmented copies of the training images, or the images alone where they are not augmented."""
+        if self.augmentation is None:
+            return [self.data.train]
+        return augmented_views(self.data.train, self.augmentation, count)
 
     def fitting(self, recipe: Recipe, model: nn.Module) -> Recipe:
         """Return the recipe for a model on its device, without channels-last where pruned widths are too narrow for that."""

@@ -1,15 +1,21 @@
-"""Distillation and quantization as stages (lesson 08)."""
+"""A student, distillation and quantization as stages (lesson 08)."""
 
 from __future__ import annotations
 
 import time
 from dataclasses import asdict, dataclass, replace
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
+import torch
 from torch import nn
 
-from cookbook.distillation import distill
+from cookbook.data import Splits
+from cookbook.distillation import ViewLoader, distill, student_config, teacher_logits
+from cookbook.environment import seed_everything
 from cookbook.errors import UsageError
+from cookbook.measure import count_parameters
+from cookbook.models import build
+from cookbook.models.registry import config_to_json
 from cookbook.pipeline.stage import Outcome, Work
 from cookbook.pruning import fine_tuning_recipe
 from cookbook.quantization.prepare import convert
@@ -59,6 +65,74 @@ class Distill:
             checkpoint=work.state, progress=work.progress,
         )  # fmt: skip
         return Outcome(model.cpu(), None, None, "", work.spent(), time.perf_counter() - started)
+
+
+@dataclass(frozen=True)
+class Student:
+    """Puts a small network in the model's place, which learns from the model's answers from its first step.
+
+    Pruning keeps depth and resolution, and these are what a runtime pays for most; a network of another shape is the way
+    beyond what narrower layers give (Hinton, Vinyals and Dean, arXiv 1503.02531; lesson 06).
+
+    Attributes:
+        config: architecture, of the cookbook's families or torchvision's; None: `cookbook.distillation.student_config`
+            for the channels and classes of the data.
+        recipe: of the training; None: the pipeline's.
+        alpha: share of the teacher.
+        temperature: of the softmax.
+        views: fixed augmented copies of every image, about each of which the model is asked once; at most one an epoch.
+            None: the model is asked in every step, which takes its forward pass each time.
+    """
+
+    config: Any = None
+    recipe: Recipe | None = None
+    alpha: float = 0.9
+    temperature: float = 4.0
+    views: int | None = 8
+    name: str = "student"
+
+    def describe(self) -> dict[str, object]:
+        """Return plain JSON types that identify the stage."""
+        return {
+            "stage": self.name, "config": None if self.config is None else config_to_json(self.config),
+            "alpha": self.alpha, "temperature": self.temperature, "views": self.views, "recipe": _recipe(self.recipe),
+        }  # fmt: skip
+
+    def epochs(self, recipe: Recipe, later: tuple[str, ...]) -> int:
+        """Return the epochs of the stage's recipe, or of the pipeline's."""
+        return (self.recipe or recipe).epochs
+
+    def network(self, data: Splits) -> nn.Module:
+        """Return the network with fresh weights.
+
+        Raises:
+            UsageError: the configuration belongs to no family.
+        """
+        channels, classes = data.train.images.shape[1], len(data.train.classes)
+        return build(self.config or student_config(in_channels=channels, classes=classes))
+
+    def apply(self, model: nn.Module, work: Work) -> Outcome:
+        """Return the trained student; the weights of `model` are not used.
+
+        Raises:
+            UsageError: as `cookbook.distillation.distill`, or the configuration belongs to no family.
+        """
+        recipe = self.recipe or work.recipe
+        seed_everything(recipe.seed)
+        network = self.network(work.data).to(work.device)
+        recipe = work.fitting(recipe, network)
+        teacher, loader = work.teacher(), work.training()
+        if self.views is not None:
+            copies = work.views(min(self.views, recipe.epochs))
+            answers = torch.stack([teacher_logits(teacher, copy, precision=recipe.precision) for copy in copies])
+            loader = ViewLoader(copies, work.batch_size, logits=answers, device=work.device, seed=loader.seed)
+        started = time.perf_counter()
+        distill(
+            network, teacher if self.views is None else None, loader, recipe, alpha=self.alpha, temperature=self.temperature,
+            checkpoint=work.state, progress=work.progress,
+        )  # fmt: skip
+        note = f"{count_parameters(network):,} parameters in another shape."
+        return Outcome(network.cpu(), work.scheme, None, note, work.spent(), time.perf_counter() - started)
 
 
 @dataclass(frozen=True)

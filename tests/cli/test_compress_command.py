@@ -96,6 +96,17 @@ def test_a_share_of_the_operations_goes_to_the_pruning(run: Run, calls: list[dic
     assert counted.target == MACs(0.25) and measured.target is None
 
 
+def test_a_classifier_of_torchvision_takes_the_place_of_the_model(run: Run, calls: list[dict[str, Any]]) -> None:
+    arguments = ["compress", "--model", "own_parts:net", "--data", "own_parts:data", "--student", "squeezenet1_1"]
+    status, _, err = run(*arguments)
+    assert status == 2 and "add student" in err and not calls
+    assert run(*arguments, "--stages", "student,quantize")[0] == 0
+    (student, _) = calls[0]["stages"]
+    assert student.config == TorchvisionConfig("squeezenet1_1", 3, 1)
+    assert run(*arguments[:-2], "--stages", "student")[0] == 0
+    assert calls[1]["stages"][0].config is None
+
+
 def test_a_budget_that_is_not_met_is_exit_status_3(run: Run, calls: list[dict[str, Any]]) -> None:
     arguments = ("compress", "--model", "own_parts:net", "--data", "own_parts:data", "--latency", 0, "--bytes", 0.1)
     assert run(*arguments) == (3, "the result\n", "")

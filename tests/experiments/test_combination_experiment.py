@@ -60,7 +60,7 @@ def test_a_student_is_trained_from_the_answers_and_what_is_finished_stays(
     experiment.train(student)
     whole = experiment.original(0)
     weights = load_weights(whole, experiment.folder / student.name / "1-student" / "model.safetensors")
-    assert weights.config.width == 16 and weights.stem[0].out_channels == 8 and weights.head.in_features == 32
+    assert weights.config.width == 8 and weights.stem[0].out_channels == 8 and weights.head.in_features == 32
     result = experiment.result(student)
     assert 0 <= result.validation <= 100 and experiment.file(student).is_file()
     assert not list(experiment.folder.glob("original*.state"))

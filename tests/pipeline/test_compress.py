@@ -203,7 +203,7 @@ def test_files_of_others_are_not_overwritten(fast: None, tmp_path: Path) -> None
 
 @pytest.mark.parametrize("stages", ["prune", (), ("prune", "sharpen")], ids=str)
 def test_unknown_stages_are_refused(stages: Any) -> None:
-    with pytest.raises(UsageError, match="prune, distill, quantize"):
+    with pytest.raises(UsageError, match="prune, student, distill, quantize"):
         build_stages(stages)
 
 
