@@ -16,14 +16,16 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from statistics import median
 
 import torch
+from torch import Tensor
 
 from cookbook.data import Augmentation, ResidentLoader, load_fashion_mnist
 from cookbook.deploy import Runtime, export
-from cookbook.evidence import Ledger, Measurement, Table
+from cookbook.evidence import ClaimEvidence, Ledger, Measurement, Table
 from cookbook.evidence.tables import NOTHING_RECORDED, together
-from cookbook.experiments.command import FixedPlan, Options, Task, leave_on_termination, run, train_in_processes
+from cookbook.experiments.command import FixedPlan, Options, Task, leave_on_termination, part_of, run, train_in_processes
 from cookbook.files import data_directory
 from cookbook.measure import Candidate, bytes_on_disk, count_macs, count_parameters, measure_candidates, speedup
 from cookbook.models import ResNetConfig, load
@@ -31,11 +33,13 @@ from cookbook.pipeline import Budget, Compressed, Quantize, Student, compress, p
 from cookbook.pipeline.writing import copy_file
 from cookbook.precision import PrecisionName
 from cookbook.quantization import Scheme, quantize
+from cookbook.serving import serve_load
 from cookbook.training import Recipe
 
 LESSON = "08"
 BASELINE, INT8 = "baseline fp32, exported", "baseline int8"
 PACKED = "packed_bytes"  # every row of this experiment has it among its values, and no other row has
+REQUESTS = 2_000
 AUGMENTATION = Augmentation(crop=2, flip=True)
 INTEGERS = Scheme(reduce_range=True)
 TARGETS = Budget(latency=1 / 25, accuracy_drop=0.5, bytes=1 / 40)
@@ -112,13 +116,7 @@ class Experiment:
     def __init__(self, plan: Plan, baseline: Path, folder: Path) -> None:
         self.plan, self.folder = plan, folder / plan.digest()
         self.baseline_file, self.baseline = baseline, load(baseline)
-        whole, tested = load_fashion_mnist(), plan.tested
-        self.splits = replace(
-            whole,
-            train=whole.train.subset(plan.images),
-            validation=whole.validation.subset(tested or len(whole.validation)),
-            test=whole.test.subset(tested or len(whole.test)),
-        )
+        self.splits = part_of(load_fashion_mnist(), plan.images, plan.tested)
 
     def tasks(self) -> list[Task]:
         """Return one compression an arm."""
@@ -134,14 +132,15 @@ class Experiment:
         )  # fmt: skip
 
 
-def record(experiment: Experiment, ledger: Ledger, *, threads: int = 1, rounds: int = 30) -> Table:
-    """Measure the running model and every student, in floats and in integers, in turns on test; one row each.
+def record(experiment: Experiment, ledger: Ledger, *, threads: int = 1, rounds: int = 30, requests: int = REQUESTS) -> Table:
+    """Measure the running model and every student, in floats and in integers, in turns on test; one row each, and combine-02.
 
     Args:
         experiment: with its compressions finished.
         ledger: where the rows go.
         threads: of all runtimes.
         rounds: samples of every latency.
+        requests: served by the running model and by the first arm's integers, in turns.
 
     Returns:
         The targets beside what was reached.
@@ -167,10 +166,39 @@ def record(experiment: Experiment, ledger: Ledger, *, threads: int = 1, rounds: 
         eager = Candidate.from_torch("baseline fp32", model, example, artefacts=[experiment.baseline_file])
         test = ResidentLoader(experiment.splits.test, 250)
         rows = measure_candidates([candidates[0], eager, *candidates[1:]], test, lesson=LESSON, threads=threads, rounds=rounds)
+        shipped = f"{experiment.tasks()[0].arm}, int8"
+        pictures = experiment.splits.test.normalized()[:64]
+        gains = served_gains(Runtime(files[BASELINE], threads=1), Runtime(files[shipped], threads=1), pictures, requests)
     for row in rows:
         size = packed.get(row.subject, row.bytes)
         ledger.append(row if size is None else replace(row, values={**row.values, PACKED: float(size)}))
+    before, after = (next(row for row in rows if row.subject == name) for name in (BASELINE, shipped))
+    ledger.append(ClaimEvidence(claim="combine-02", lesson=LESSON, values=_cost(before, after, gains), note=f"{shipped}."))
     return recorded_targets(ledger)
+
+
+def served_gains(before: Runtime, after: Runtime, pictures: Tensor, requests: int) -> list[float]:
+    """Return how many times as many requests a CPU second answers behind the micro-batcher, of five rounds in turns, sorted."""
+    rounds = [
+        [
+            serve_load(one, pictures, concurrency=8, requests=requests, max_batch=16).requests_per_cpu_second
+            for one in (before, after)
+        ]
+        for _ in range(5)
+    ]
+    return sorted(fast / slow for slow, fast in rounds)
+
+
+def _cost(before: Measurement, after: Measurement, gains: Sequence[float]) -> dict[str, float]:
+    """Return what combine-02 asks for: served requests, CPU time, operations, and energy where a counter is readable."""
+    name = "requests_per_cpu_second_gain"
+    values = {name: median(gains), f"{name}_low": gains[0], f"{name}_high": gains[-1]}
+    values["cpu_seconds_gain"] = before.values["cpu_seconds_per_image"] / after.values["cpu_seconds_per_image"]
+    if before.macs and after.macs:
+        values["macs_gain"] = before.macs / after.macs
+    if before.energy_joules and after.energy_joules:
+        values["energy_gain"] = before.energy_joules / after.energy_joules
+    return values
 
 
 def recorded_targets(ledger: Ledger) -> Table:
@@ -207,7 +235,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     experiment = Experiment(plan, baseline, options.folder)
     train_in_processes(Experiment, (plan, baseline, options.folder), experiment.tasks(), options.jobs, options.threads)
     ledger = Ledger.local() if options.rehearse else Ledger.recorded()
-    print(record(experiment, ledger, rounds=5 if options.rehearse else 30))
+    print(record(experiment, ledger, **({"rounds": 5, "requests": 64} if options.rehearse else {})))
     if options.ship is not None:
         copy_file(experiment.train(experiment.tasks()[0]).stages[-1].path, options.ship)
     print(f"Written to {ledger.path}; the files lie in {experiment.folder}.")

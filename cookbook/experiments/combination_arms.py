@@ -13,7 +13,7 @@ from torch import nn
 from cookbook.data import Augmentation, ResidentLoader, load_fashion_mnist
 from cookbook.environment import seed_everything
 from cookbook.errors import EvidenceError
-from cookbook.experiments.command import FixedPlan, Task
+from cookbook.experiments.command import FixedPlan, Task, part_of
 from cookbook.files import atomic_path
 from cookbook.models import ResNetConfig, build, load, save
 from cookbook.pipeline import Budget, Distill, Prune, Quantize, Stage, Student, compress
@@ -133,13 +133,7 @@ class Experiment:
 
     def __init__(self, plan: Plan, folder: Path) -> None:
         self.plan, self.folder = plan, folder / plan.digest()
-        whole, tested = load_fashion_mnist(), plan.tested
-        self.splits = replace(
-            whole,
-            train=whole.train.subset(plan.images),
-            validation=whole.validation.subset(tested or len(whole.validation)),
-            test=whole.test.subset(tested or len(whole.test)),
-        )
+        self.splits = part_of(load_fashion_mnist(), plan.images, plan.tested)
 
     def originals(self) -> list[Task]:
         """Return the trainings that everything starts from."""

@@ -16,6 +16,7 @@ from typing import Any, NoReturn, Protocol, TypeVar
 
 import torch
 
+from cookbook.data import Splits
 from cookbook.environment import current_profile
 from cookbook.errors import CookbookError, UsageError
 from cookbook.files import cache_directory
@@ -100,6 +101,12 @@ def require_profile(rehearse: bool) -> None:
         )
     if rehearse and full:
         raise UsageError("A rehearsal is no evidence: unset COOKBOOK_PROFILE, or leave --rehearse out.")
+
+
+def part_of(whole: Splits, images: int, tested: int | None) -> Splits:
+    """Return the splits with so many training images, and so many of validation and of test each; None: all of those."""
+    validation, test = (split if tested is None else split.subset(tested) for split in (whole.validation, whole.test))
+    return Splits(whole.train.subset(images), validation, test)
 
 
 def train_in_processes(

@@ -31,6 +31,7 @@ from torchvision.utils import save_image
 from cookbook import (Budget, ClaimEvidence, Ledger, MACs, Recipe, ResidentLoader, ResNetConfig, Runtime, Splits, Table, build, by_profile, bytes_on_disk, compare_seeds,
     compress, count_macs, count_parameters, data_directory, evaluate, fit, kernels, load, load_fashion_mnist, measure_candidates, quantize, scoreboard, scoreboard_figure, seed_everything, serve_load, serving_table, speedup, stamp, verdicts)  # fmt: skip
 from cookbook.cli.compress import compress as compress_command
+from cookbook.experiments.capstone import recorded_targets
 from cookbook.pipeline import Distill, Outcome, Prune, Quantize, Relative, Work, unpack_onnx
 from cookbook.pipeline.writing import write_file
 
@@ -301,6 +302,26 @@ by_accuracy = sorted(combined, key=means.get)
 between = compare_seeds(scores[by_accuracy[0]], scores[by_accuracy[-1]])
 print(f"combined: {three}; single: {one}; times faster: {ratio}")
 print(f"best order {by_accuracy[-1]}, worst {by_accuracy[0]}: {between}")
+
+# %% [markdown]
+# ## Another shape
+#
+# Pruning and integers keep a network's depth and its resolution, and these are what a runtime pays for most (lesson 09 measures it). The
+# stage `Student` goes further: a network of another shape takes the model's place and learns from its answers, from the first step. The course set
+# itself targets before anything was trained, and chose the shape by latency and bytes alone, which need no training. The control is the same shape with
+# the same epochs on hard labels. All of that is one command, `python -m cookbook.experiments.capstone`. Expect the targets beside what was recorded.
+
+# %%
+recorded_targets(Ledger.recorded())
+
+# %% [markdown]
+# The distilled file ships with the course, and any machine can run it: its integers are one bit narrower than eight, so that no processor's sums saturate
+# (lesson 05). Expect its size, and how many of this run's test pictures it gets right.
+
+# %%
+shipped = data_directory() / "checkpoints" / "compressed.onnx"
+right = accuracy(Runtime(shipped, threads=1), test)
+print(f"{bytes_on_disk(shipped):,} bytes, {sizes['fp32 ONNX'] / bytes_on_disk(shipped):.1f} times smaller; {right:.1f} % of {len(splits.test):,} test pictures")
 
 # %% [markdown]
 # ## Serve it

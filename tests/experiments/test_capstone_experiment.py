@@ -51,7 +51,7 @@ def test_every_arm_is_measured_in_one_run_and_the_targets_are_told_from_it(exper
     empty = recorded_targets(Ledger(tmp_path / "nothing.jsonl"))
     assert [row[0] for row in empty.rows] == ["target"] and "Nothing was recorded" in str(empty)
     ledger = Ledger(tmp_path / "ledger.jsonl")
-    table = record(experiment, ledger, rounds=3)
+    table = record(experiment, ledger, rounds=3, requests=32)
     rows = {row.subject: row for row in ledger.measurements()}
     arms = [task.arm for task in experiment.tasks()]
     assert list(rows) == [BASELINE, "baseline fp32", INT8, *(name for arm in arms for name in (arm, f"{arm}, int8"))]
@@ -73,6 +73,10 @@ def test_every_arm_is_measured_in_one_run_and_the_targets_are_told_from_it(exper
     assert told[row.subject][1].startswith(f"{faster:.2f}×")
     assert told[row.subject][2] == f"{base.bytes / row.bytes:.1f}×"  # type: ignore[operator]
     assert told[row.subject][4] == f"{100 * (base.correct - row.correct) / 64:.2f}"  # type: ignore[operator]
+    (cost,) = ledger.claim_evidence("combine-02")
+    assert cost.values["macs_gain"] == base.macs / row.macs  # type: ignore[operator]
+    gain = cost.values["requests_per_cpu_second_gain"]
+    assert 0 < cost.values["requests_per_cpu_second_gain_low"] <= gain <= cost.values["requests_per_cpu_second_gain_high"]
     full = Ledger(tmp_path / "full.jsonl")
     for one in rows.values():
         full.append(replace(one, provenance=replace(one.provenance, profile="full")))
