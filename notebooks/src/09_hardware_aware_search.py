@@ -299,7 +299,8 @@ ledger.append(ClaimEvidence(claim="search-01", lesson="09", values=values, seeds
 # ## What held and what did not
 #
 # The verdict is computed from the ledger by the rule in `claims.toml`. From the quick profile it is labelled: networks
-# that were trained for seconds cannot decide.
+# that were trained for seconds cannot decide. The long experiment, with all pictures and forty networks a search, is one command that can be
+# interrupted: `python -m cookbook.experiments.search`. Once it has been recorded, the claim is judged by that.
 
 # %%
 verdicts("09")

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from cookbook.errors import CookbookError, UsageError
-from cookbook.experiments import combination, distillation, pruning
+from cookbook.experiments import capstone, combination, distillation, pruning, search
 from cookbook.experiments.command import leave_on_termination, require_profile, run, train_in_processes
 from cookbook.experiments.pruning_plan import plan_of
 from cookbook.files import data_directory
@@ -59,7 +59,7 @@ def test_evidence_and_rehearsal_need_their_profiles(
     require_profile(not rehearse)
 
 
-@pytest.mark.parametrize("main", [combination.main, distillation.main, pruning.main])
+@pytest.mark.parametrize("main", [capstone.main, combination.main, distillation.main, pruning.main, search.main])
 @pytest.mark.parametrize(
     ("profile", "arguments", "words"),
     [
