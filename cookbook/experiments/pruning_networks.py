@@ -38,6 +38,7 @@ from cookbook.pruning import (
     width_of_equal_latency,
 )
 from cookbook.training import Recipe, evaluate, fit
+from cookbook.training.memory_format import fitting_recipe
 
 
 class Experiment:
@@ -157,6 +158,7 @@ class Experiment:
             return
         model, recipe, loader, trained_by = self._setting(task)
         state = self.folder / f"{task.name}.state"
+        recipe = fitting_recipe(recipe, model, torch.device("cpu"))  # half of few channels may be too few for channels-last
         trained_by(model, loader, replace(recipe, seed=task.seed), checkpoint=state)
         save(model, self.file(task))
         state.unlink()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
@@ -14,13 +14,12 @@ from torch import Tensor, nn
 from cookbook.data import Augmentation, ResidentLoader, Split, Splits
 from cookbook.distillation import augmented_views
 from cookbook.environment import derive_seed
-from cookbook.errors import UsageError
 from cookbook.pipeline.budget import Budget
 from cookbook.pipeline.folder import load_weights, read_note, save_weights
 from cookbook.quantization.scheme import Scheme
 from cookbook.training import Recipe
 from cookbook.training.checkpoint import load_state
-from cookbook.training.memory_format import require_safe_channels_last
+from cookbook.training.memory_format import fitting_recipe
 
 
 @dataclass(frozen=True)
@@ -120,11 +119,7 @@ class Work:
 
     def fitting(self, recipe: Recipe, model: nn.Module) -> Recipe:
         """Return the recipe for a model on its device, without channels-last where pruned widths are too narrow for that."""
-        try:
-            require_safe_channels_last(model, self.device)
-        except UsageError:
-            return replace(recipe, channels_last=False)
-        return recipe
+        return fitting_recipe(recipe, model, self.device)
 
     def calibration(self, batch_size: int = 64) -> ResidentLoader:
         """Return the training images in a fixed order without augmentation, on the CPU."""

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import nn
 
 from cookbook.errors import UsageError
+from cookbook.training.recipe import Recipe
 
 SMALLEST_SAFE_INPUT = 16  # oneDNN's block of input channels with AVX-512; 8 with AVX2
 
@@ -35,3 +38,12 @@ def require_safe_channels_last(model: nn.Module, device: torch.device) -> None:
                 f"channels-last format (oneDNN issue 6035): use {SMALLEST_SAFE_INPUT} channels or more, "
                 "or switch channels_last off."
             )
+
+
+def fitting_recipe(recipe: Recipe, model: nn.Module, device: torch.device) -> Recipe:
+    """Return the recipe for a model on a device: without channels-last where pruned widths are too narrow for that."""
+    try:
+        require_safe_channels_last(model, device)
+    except UsageError:
+        return replace(recipe, channels_last=False)
+    return recipe

@@ -10,7 +10,7 @@ from torch import nn
 from cookbook.errors import UsageError
 from cookbook.models import ResNetConfig, build
 from cookbook.training import Recipe, fit
-from cookbook.training.memory_format import require_safe_channels_last
+from cookbook.training.memory_format import fitting_recipe, require_safe_channels_last
 
 CPU = torch.device("cpu")
 
@@ -43,3 +43,11 @@ def test_groups_narrow_the_input_and_an_accelerator_is_not_concerned() -> None:
     require_safe_channels_last(grouped, torch.device("cuda"))
     with pytest.raises(UsageError, match="8 channels"):
         require_safe_channels_last(grouped, CPU)
+
+
+@pytest.mark.parametrize(("width", "kept"), [(8, False), (16, True)])
+def test_a_recipe_gives_the_format_up_where_the_model_is_too_narrow(width: int, kept: bool) -> None:
+    recipe = Recipe(epochs=1, learning_rate=0.1, channels_last=True)
+    model = build(ResNetConfig(depth=8, width=width))
+    assert fitting_recipe(recipe, model, CPU).channels_last is kept
+    assert fitting_recipe(recipe, model, torch.device("cuda")) == recipe
