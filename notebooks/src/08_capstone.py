@@ -28,11 +28,10 @@ from statistics import fmean, median
 import torch
 from torchvision.utils import save_image
 
-from cookbook import (Budget, ClaimEvidence, Ledger, MACs, Recipe, ResidentLoader, ResNetConfig, Runtime, Splits, Table, build, by_profile, bytes_on_disk, compare_seeds,
-    compress, count_macs, count_parameters, data_directory, evaluate, fit, kernels, load, load_fashion_mnist, measure_candidates, quantize, scoreboard, scoreboard_figure, seed_everything, serve_load, serving_table, speedup, stamp, verdicts)  # fmt: skip
+from cookbook import (Budget, ClaimEvidence, Distill, Ledger, MACs, Outcome, Prune, Quantize, Recipe, Relative, ResidentLoader, ResNetConfig, Runtime, Splits, Table, Work, build, by_profile, bytes_on_disk, compare_seeds,
+    compress, count_macs, count_parameters, data_directory, evaluate, fit, kernels, load, load_fashion_mnist, measure_candidates, quantize, scoreboard, scoreboard_figure, seed_everything, serve_load, serving_table, speedup, stamp, unpack_onnx, verdicts)  # fmt: skip
 from cookbook.cli.compress import compress as compress_command
 from cookbook.experiments.capstone import recorded_targets
-from cookbook.pipeline import Distill, Outcome, Prune, Quantize, Relative, Work, unpack_onnx
 from cookbook.pipeline.writing import write_file
 
 stamp()
