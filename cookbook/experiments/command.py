@@ -15,11 +15,13 @@ from types import FrameType
 from typing import Any, NoReturn, Protocol, TypeVar
 
 import torch
+from torch import nn
 
 from cookbook.data import Splits
 from cookbook.environment import current_profile
 from cookbook.errors import CookbookError, UsageError
 from cookbook.files import cache_directory
+from cookbook.models import load
 
 Work = TypeVar("Work", contravariant=True)
 
@@ -51,6 +53,28 @@ class Task:
     def name(self) -> str:
         """File name without suffix."""
         return f"{self.arm.replace(' → ', '-').replace(' ', '_')}-seed{self.seed}"
+
+
+class KeepsNetworks:
+    """An experiment whose trained networks lie in its folder, by the names of their tasks.
+
+    Attributes:
+        folder: of the experiment.
+    """
+
+    folder: Path
+
+    def file(self, task: Task) -> Path:
+        """Return where the trained network lies."""
+        return self.folder / f"{task.name}.safetensors"
+
+    def network(self, task: Task) -> nn.Module:
+        """Return a trained network.
+
+        Raises:
+            CheckpointError: it was not trained yet.
+        """
+        return load(self.file(task))
 
 
 class Options(argparse.ArgumentParser):

@@ -17,7 +17,7 @@ from cookbook.data import Augmentation, Loader, ResidentLoader, Split, load_fash
 from cookbook.distillation import ViewLoader, augmented_views, distill, fingerprint, teacher_logits
 from cookbook.environment import seed_everything
 from cookbook.errors import EvidenceError
-from cookbook.experiments.command import Task
+from cookbook.experiments.command import KeepsNetworks, Task
 from cookbook.experiments.pruning_plan import Plan
 from cookbook.measure import count_macs
 from cookbook.models import ResNetConfig, build, load, save
@@ -41,7 +41,7 @@ from cookbook.training import Recipe, evaluate, fit
 from cookbook.training.memory_format import fitting_recipe
 
 
-class Experiment:
+class Experiment(KeepsNetworks):
     """A plan with its unpruned model, its data and its folder.
 
     Args:
@@ -132,18 +132,6 @@ class Experiment:
     def cut_file(self, arm: str) -> Path:
         """Return where the untrained network of an arm lies."""
         return self.folder / f"cut-{arm}.safetensors"
-
-    def file(self, task: Task) -> Path:
-        """Return where the trained network lies."""
-        return self.folder / f"{task.name}.safetensors"
-
-    def network(self, task: Task) -> nn.Module:
-        """Return a trained network.
-
-        Raises:
-            CheckpointError: it was not trained yet.
-        """
-        return load(self.file(task))
 
     def cut_small(self, criterion: Importance, seed: int) -> nn.Module:
         """Return the small network of a seed without half of its channels, before any training."""

@@ -6,12 +6,10 @@ import json
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from torch import nn
-
 from cookbook.data import Augmentation, ResidentLoader, load_fashion_mnist
 from cookbook.environment import seed_everything
 from cookbook.errors import EvidenceError
-from cookbook.experiments.command import FixedPlan, Task, part_of
+from cookbook.experiments.command import FixedPlan, KeepsNetworks, Task, part_of
 from cookbook.files import atomic_path
 from cookbook.models import build, load, save
 from cookbook.models.registry import config_from_json, config_to_json
@@ -119,7 +117,7 @@ class Remembered:
         return self.evaluate.describe()  # type: ignore[attr-defined]
 
 
-class Experiment:
+class Experiment(KeepsNetworks):
     """A plan with its data and its folder.
 
     Args:
@@ -206,18 +204,6 @@ class Experiment:
         if not file.exists():
             raise EvidenceError(f"{task.name} was not chosen yet: run the experiment again, it goes on with the search.")
         return Candidate(config_from_json(json.loads(file.read_text())[task.name]))
-
-    def file(self, task: Task) -> Path:
-        """Return where a network that was trained alone lies."""
-        return self.folder / f"{task.name}.safetensors"
-
-    def network(self, task: Task) -> nn.Module:
-        """Return a network that was trained alone.
-
-        Raises:
-            CheckpointError: it was not trained yet.
-        """
-        return load(self.file(task))
 
     def train(self, task: Task) -> None:
         """Train one network from fresh weights, or go on where it was interrupted, and write it."""
