@@ -83,7 +83,7 @@ def record_temperatures(experiment: Experiment, ledger: Ledger) -> tuple[dict[fl
     swing = compare_seeds(sweep[worst], sweep[best])
     values = swing.bounded("temperature_spread_points") | {"best_temperature": best, "worst_temperature": worst}
     values |= {f"accuracy_T{temperature:g}": fmean(found) for temperature, found in sweep.items()}
-    note = f"a tenth of {plan.images:,} images; best and worst temperature by validation."
+    note = f"a tenth of {plan.images:,} images; best and worst temperature by validation; {plan.precision}."
     ledger.append(ClaimEvidence(claim="kd-02", lesson=LESSON, values=values, seeds=plan.seeds, note=note))
     return sweep, [("temperature spread", str(swing))]
 

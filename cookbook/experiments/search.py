@@ -51,7 +51,7 @@ def record(experiment: Experiment, found: dict[str, list[SearchResult]], ledger:
     Raises:
         CheckpointError: a training is missing.
     """
-    plan, score = experiment.plan, experiment.score()
+    plan, score = experiment.plan, experiment.score
     test = ResidentLoader(experiment.splits.test, min(500, len(experiment.splits.test)))
     scores = {
         arm: [100 * evaluate(experiment.network(Task(arm, seed)), test).accuracy for seed in plan.seeds]
@@ -92,9 +92,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse(arguments)
     plan = with_precision(REHEARSAL if options.rehearse else Plan(), options.precision)
     leave_on_termination()
-    torch.set_num_threads(
-        options.jobs * options.threads
-    )  # this process trains the supernet and searches while no other computes
+    torch.set_num_threads(options.jobs * options.threads)  # the supernet is trained while no other process computes
     experiment = Experiment(plan, options.folder)
     found = experiment.choose()
     train_in_processes(Experiment, (plan, options.folder), experiment.tasks(), options.jobs, options.threads)

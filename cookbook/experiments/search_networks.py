@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -45,7 +46,6 @@ class Plan(FixedPlan):
         supernet: recipe of the shared weights.
         drawn: networks drawn in each of its steps.
         statistics: training images for BatchNorm's statistics of a part.
-        judged: validation images; None: all.
         trials: networks of each search.
         initial: of them at random.
         search_seeds: of each sampler.
@@ -56,7 +56,7 @@ class Plan(FixedPlan):
         sampled: networks for the rank correlation of operations and latency.
         rounds: samples of every latency.
         batch_size: images per step.
-        tested: images of test; None: all.
+        tested: images of validation and of test each; None: all.
     """
 
     space: SearchSpace = SPACE
@@ -64,7 +64,6 @@ class Plan(FixedPlan):
     supernet: Recipe = field(default_factory=lambda: Recipe(epochs=6, learning_rate=0.1, weight_decay=1e-4))
     drawn: int = 2
     statistics: int = 5_000
-    judged: int | None = None
     trials: int = 40
     initial: int = 10
     search_seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
@@ -79,7 +78,7 @@ class Plan(FixedPlan):
 
 
 REHEARSAL = Plan(
-    images=400, supernet=Recipe(epochs=1, learning_rate=0.05), drawn=1, statistics=100, judged=200, trials=4, initial=2,
+    images=400, supernet=Recipe(epochs=1, learning_rate=0.05), drawn=1, statistics=100, trials=4, initial=2,
     search_seeds=(0, 1, 2), widths=(4, 8), alone=Recipe(epochs=1, learning_rate=0.05), sampled=4, rounds=3, batch_size=20,
     tested=500,
 )  # fmt: skip
@@ -129,7 +128,7 @@ class Experiment(KeepsNetworks):
     def __init__(self, plan: Plan, folder: Path, *, clock: RelativeLatency | None = None) -> None:
         self.plan, self.folder = plan, folder / plan.digest()
         whole = load_fashion_mnist()
-        self.splits = replace(part_of(whole, plan.images, plan.tested), validation=whole.validation)
+        self.splits = part_of(whole, plan.images, plan.tested)
         self.example = whole.train.normalized()[:1]
         self.clock = clock
 
@@ -145,12 +144,13 @@ class Experiment(KeepsNetworks):
         supernet.network.load_state_dict(load(file).state_dict())
         return supernet
 
+    @functools.cached_property
     def score(self) -> Remembered:
-        """Return what scores candidates: shared weights on validation, and measured latency."""
+        """What scores candidates: shared weights on validation, and measured latency."""
         plan = self.plan
         clock = self.clock or RelativeLatency(plan.space, self.example, rounds=plan.rounds)
         statistics = ResidentLoader(self.splits.train.subset(plan.statistics), min(250, plan.statistics))
-        judged = self.splits.validation if plan.judged is None else self.splits.validation.subset(plan.judged)
+        judged = self.splits.validation
         shared = SharedWeights(self.supernet(), clock, statistics, ResidentLoader(judged, min(250, len(judged))))
         return Remembered(shared, self.folder / "scores.json")
 
@@ -180,8 +180,7 @@ class Experiment(KeepsNetworks):
 
     def choose(self) -> dict[str, list[SearchResult]]:
         """Search, and keep which networks are trained alone."""
-        score = self.score()
-        found, plan = self.results(score), self.plan
+        found, plan, score = self.results(self.score), self.plan, self.score
         chosen = {
             Task(SEARCHED, seed).name: found["tpe"][at].best_within(plan.limit).candidate for at, seed in enumerate(plan.seeds)
         }

@@ -21,9 +21,7 @@ from cookbook.search import Candidate, Score, SearchSpace
 from cookbook.training import evaluate
 
 SPACE = SearchSpace(depths=(8, 14), widths=((2, 4), (4, 8), (8, 16)))
-TINY = replace(
-    REHEARSAL, space=SPACE, images=60, statistics=40, judged=60, trials=3, widths=(2, 3, 4), tested=60, sampled=5, limit=0.7
-)
+TINY = replace(REHEARSAL, space=SPACE, images=60, statistics=40, trials=3, widths=(2, 3, 4), tested=60, sampled=5, limit=0.7)
 
 
 SMALL_NET = '{"family": "resnet", "depth": 8, "width": 2}'
