@@ -131,7 +131,6 @@ def recorded_table(ledger: Ledger) -> Table:
     cells = [
         (
             words, f"{row.values[name]:+.2f}", f"[{row.values[f'{name}_low']:+.2f}, {row.values[f'{name}_high']:+.2f}]",
-            str(len(row.seeds)),
         )
         for name, words in COMPARISONS.items()
         for row in newest
@@ -141,8 +140,8 @@ def recorded_table(ledger: Ledger) -> Table:
     for row in newest:
         means = {name.removeprefix("accuracy_"): value for name, value in row.values.items() if "accuracy" in name}
         named = ", ".join(f"{name.removesuffix('_accuracy').replace('_', ' ')} {mean:.2f}%" for name, mean in means.items())
-        notes.append(f"{row.claim}: {named}; {row.note}")
-    title, columns = "The long experiment, recorded", ("comparison", "points on test", "interval over the seeds", "seeds")
+        notes.append(f"{row.claim}, {len(row.seeds)} seeds: {named}; {row.note}")
+    title, columns = "The long experiment, recorded", ("comparison", "points on test", "interval over the seeds")
     return Table(columns, cells, "\n".join(notes) or NOTHING_RECORDED, title)
 
 

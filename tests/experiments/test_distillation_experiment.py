@@ -62,6 +62,7 @@ def test_every_pair_is_trained_once_and_recorded(
     table = recorded_table(ledger)
     gains = [values[f"gain_points{name}"] for name in ("", "_fresh", "_tenth", "_tenth_unlabelled")]
     assert [row[1] for row in table.rows] == [f"{points:+.2f}" for points in (*gains, difference)]
+    assert "kd-01, 3 seeds: " in str(table) and "fresh: new augmentation each epoch, 3 seeds" in str(table)
     assert f"student {values['student_accuracy']:.2f}%" in str(table)
 
 
