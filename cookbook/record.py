@@ -10,12 +10,13 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cookbook.bench.compressors import LINES, peers_table
+from cookbook.bench.compressors import peers_table
 from cookbook.data import ResidentLoader, load_fashion_mnist
 from cookbook.deploy import Runtime, export
 from cookbook.environment import current_profile
 from cookbook.errors import EvidenceError, UsageError
 from cookbook.evidence import Ledger, Measurement, Rows, scoreboard
+from cookbook.experiments.capstone import PACKED
 from cookbook.files import atomic_path, data_directory
 from cookbook.measure import Candidate, count_macs, count_parameters, measure_candidates
 from cookbook.models import load
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 BASELINE = "baseline fp32"
 MARKERS = "<!-- scoreboard:begin -->", "<!-- scoreboard:end -->"
 PEER_MARKERS = "<!-- peers:begin -->", "<!-- peers:end -->"
-BASELINE_LESSON, CAPSTONE = "00", "08"
+BASELINE_LESSON = "00"
 FIGURES: dict[Theme, str] = {"light": "data/results/scoreboard-light.svg", "dark": "data/results/scoreboard-dark.svg"}
 
 
@@ -64,12 +65,12 @@ def record_baseline(ledger: Ledger, *, threads: int = 1, rounds: int = 30) -> li
 
 
 def scoreboard_rows(ledger: Ledger) -> Rows[Measurement]:
-    """Return what the README shows: the capstone's newest run of the full profile, else the baseline alone.
+    """Return what the README shows: the newest run of `cookbook.experiments.capstone`, else the baseline alone.
 
     The rows of one run were timed in turns, so that all of them have a ratio to the first.
     """
     rows = ledger.measurements(profile="full")
-    board = [row for row in rows if row.lesson == CAPSTONE and row.split == "test" and row.latency and LINES not in row.values]
+    board = [row for row in rows if row.split == "test" and row.latency and PACKED in row.values]
     newest = max((row.recorded for row in board), default=None)
     board = [row for row in board if row.recorded == newest] or [row for row in rows if row.lesson == BASELINE_LESSON]
     return Rows(board, rows.skipped)

@@ -13,6 +13,7 @@ from cookbook.accelerator import PARTS, Part
 from cookbook.cli.record import record
 from cookbook.errors import CookbookError, EvidenceError, UsageError
 from cookbook.evidence import Ledger
+from cookbook.experiments.capstone import PACKED
 from cookbook.record import (
     FIGURES,
     MARKERS,
@@ -51,10 +52,11 @@ def test_the_capstones_newest_run_stands_for_all_techniques(tmp_path: Path) -> N
     ledger.append(base)
     assert [row.subject for row in scoreboard_rows(ledger)] == [base.subject]
     for subject, recorded, split in (("old", "1", "test"), ("b", "3", "test"), ("a", "3", "test"), ("v", "4", "validation")):
-        ledger.append(replace(base, subject=subject, recorded=recorded, split=split, lesson="08"))
+        ledger.append(replace(base, subject=subject, recorded=recorded, split=split, lesson="08", values={PACKED: 9.0}))
     quick = replace(base.provenance, profile="quick")
-    ledger.append(replace(base, subject="quick", recorded="5", lesson="08", provenance=quick))
+    ledger.append(replace(base, subject="quick", recorded="5", lesson="08", values={PACKED: 9.0}, provenance=quick))
     ledger.append(replace(base, subject="peer", recorded="6", lesson="08", values={"lines_of_code": 3.0}))
+    ledger.append(replace(base, subject="an order of techniques", recorded="7", lesson="08"))
     assert [row.subject for row in scoreboard_rows(ledger)] == ["b", "a"]
     assert "| peer |" in peers_block(ledger)
     readme = tmp_path / "README.md"

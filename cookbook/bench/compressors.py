@@ -6,7 +6,7 @@ import contextlib
 import copy
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -79,13 +79,30 @@ def baseline_given(splits: Splits, sizes: Sizes) -> Given:
     )
 
 
+def named_artefacts(paths: Iterable[Path]) -> dict[str, Path]:
+    """Return the file that the course ships and those of a user, by what the table calls them.
+
+    Args:
+        paths: ONNX files that `cookbook compress` wrote, each in a folder of its own.
+
+    Raises:
+        UsageError: two folders have the same name.
+    """
+    named = {"this cookbook: compress, student": data_directory() / "checkpoints" / "compressed.onnx"}
+    for path in paths:
+        folder = path.resolve().parent.name
+        if named.setdefault(f"this cookbook: compress, {folder}", path) is not path:
+            raise UsageError(f"Two artefacts are called {folder}: rename the folder of one.")
+    return named
+
+
 def run_compressors(
     given: Given,
     splits: Splits,
     *,
     sizes: Sizes | None = None,
     ways: Sequence[Way] = WAYS,
-    artefacts: Sequence[Path] = (),
+    artefacts: Mapping[str, Path] | None = None,
     threads: int = 1,
     say: Callable[[str], object] = print,
 ) -> list[Measurement]:
@@ -98,7 +115,8 @@ def run_compressors(
         splits: of which the test images are predicted.
         sizes: None: `Sizes()`.
         ways: the first is what the others' speed is divided by.
-        artefacts: ONNX files that `cookbook compress` wrote from the same model, to be measured in the same run.
+        artefacts: ONNX files that `cookbook compress` wrote from the same model, by their names in the table, to be
+            measured in the same run; `named_artefacts`.
         threads: of every runtime. Training uses torch's own number.
         say: takes a sentence on what is done.
 
@@ -125,12 +143,7 @@ def run_compressors(
                 say(f"{way.name} is not run: {failed[way.name]}.")
         if ways[0].name in failed:
             raise UsageError(f"{ways[0].name} cannot be run ({failed[ways[0].name]}), and without it there is no comparison.")
-        for path in artefacts:
-            name = f"this cookbook: compress, {path.resolve().parent.name}"
-            if name in served:
-                raise UsageError(
-                    f"Two artefacts lie in folders called {path.resolve().parent.name}: rename one of the folders."
-                )
+        for name, path in (artefacts or {}).items():
             served[name] = _serve(name, path, images, (*BATCHES, sizes.predicted), threads)
         loader = ResidentLoader(test, sizes.predicted, shuffle=False)
         with torch.no_grad():

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch.nn.functional as F
 from torch import nn
 
-from cookbook.bench.compressors import REHEARSAL, Sizes, baseline_given, peers_table, run_compressors
+from cookbook.bench.compressors import REHEARSAL, Sizes, baseline_given, named_artefacts, peers_table, run_compressors
 from cookbook.bench.loops import STEPS, Loop, cost_per_step
 from cookbook.data import ResidentLoader, load_fashion_mnist
 from cookbook.environment import provenance
@@ -124,9 +124,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--only", choices=("loops", "compressors"), help="one of the two comparisons; both by default")
     parser.add_argument("--rounds", type=int, help="samples of each side; 15 of each loop, 30 of each compressor by default")
     parser.add_argument("--epochs", type=int, default=1, help="of fine-tuning after pruning, for every compressor that prunes")
-    parser.add_argument(
-        "--artefact", type=Path, action="append", default=[], help="model.onnx of 'cookbook compress'; repeatable"
-    )
+    another = "model.onnx of 'cookbook compress', beside the one that the course ships; repeatable"
+    parser.add_argument("--artefact", type=Path, action="append", default=[], help=another)
     parser.add_argument("--rehearse", action="store_true", help="in miniature, to see that everything runs")
     parser.add_argument("--record", action="store_true", help="write to the committed evidence, not to this machine's ledger")
     chosen = parser.parse_args(arguments)
@@ -143,7 +142,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sizes = replace(REHEARSAL if chosen.rehearse else Sizes(), epochs=chosen.epochs)
         sizes = replace(sizes, rounds=chosen.rounds or sizes.rounds)
         splits = load_fashion_mnist()
-        rows = run_compressors(baseline_given(splits, sizes), splits, sizes=sizes, artefacts=chosen.artefact)
+        rows = run_compressors(baseline_given(splits, sizes), splits, sizes=sizes, artefacts=named_artefacts(chosen.artefact))
         for measured in rows:
             ledger.append(measured)
         print(peers_table(rows))

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from cookbook.bench import compressors, peers, recipes
-from cookbook.bench.compressors import LINES, REHEARSAL, Sizes, baseline_given, peers_table, run_compressors
+from cookbook.bench.compressors import LINES, REHEARSAL, Sizes, baseline_given, named_artefacts, peers_table, run_compressors
 from cookbook.bench.recipes import FLOAT, WAYS, Given, Way, statements
 from cookbook.data import Splits
 from cookbook.deploy.openvino_format import TELEMETRY
@@ -148,9 +148,10 @@ def test_wrong_uses_are_one_sentence(given: Given, plain: Way, fashion_mnist: Sp
         quiet(sizes=replace(SMALL, rounds=2))
     with pytest.raises(UsageError, match="without it there is no comparison"):
         quiet(sizes=SMALL, ways=[Way("broken", broken)])
-    file = plain.make(given, tmp_path / "model.onnx")
-    with pytest.raises(UsageError, match="rename one"):
-        quiet(sizes=SMALL, ways=[plain], artefacts=[file, file])
+    with pytest.raises(UsageError, match="rename the folder of one"):
+        named_artefacts([tmp_path / "a" / "same" / "model.onnx", tmp_path / "b" / "same" / "model.onnx"])
+    with pytest.raises(UsageError, match="called student"):
+        named_artefacts([tmp_path / "student" / "model.onnx"])
 
 
 def test_nncf_writes_integers_for_openvino(given: Given, fashion_mnist: Splits) -> None:
@@ -174,8 +175,8 @@ def test_the_command_measures_an_artefact_and_keeps_the_rows(
     file = plain.make(given, tmp_path / "half" / "model.onnx")
     peers.main(["--only", "compressors", "--rehearse", "--artefact", str(file)])
     rows = Ledger.local().measurements()
-    assert [row.subject for row in rows] == [FLOAT, "this cookbook: compress, half"]
-    assert rows[0].images == REHEARSAL.tested and rows[0].correct == rows[1].correct
+    assert [row.subject for row in rows] == [FLOAT, *(f"this cookbook: compress, {name}" for name in ("student", "half"))]
+    assert rows[0].images == REHEARSAL.tested and rows[0].correct == rows[2].correct != rows[1].correct
     assert "float32 (quick)" in capsys.readouterr().out
     with pytest.raises(UsageError, match="full profile only"):
         peers.main(["--record"])
