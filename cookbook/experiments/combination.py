@@ -26,6 +26,7 @@ import torch
 from cookbook.data import ResidentLoader
 from cookbook.deploy import Runtime, export
 from cookbook.evidence import ClaimEvidence, Ledger, Table
+from cookbook.evidence.tables import NOTHING_RECORDED, quantity, together
 from cookbook.experiments.combination_arms import CONTROL, REHEARSAL, Experiment, Plan
 from cookbook.experiments.command import Options, Task, leave_on_termination, run, train_in_processes
 from cookbook.files import data_directory
@@ -90,7 +91,7 @@ def record(experiment: Experiment, ledger: Ledger, *, threads: int = 1, rounds: 
         rounds: samples of every latency.
 
     Returns:
-        One row an arm.
+        As `recorded_arms`.
 
     Raises:
         EvidenceError: a compression is not finished.
@@ -110,7 +111,9 @@ def record(experiment: Experiment, ledger: Ledger, *, threads: int = 1, rounds: 
     values |= spread.bounded("points_between_orders")
     values |= compare_seeds(tests[CONTROL], tests[chosen.combined]).bounded("points_gained_combined")
     values |= compare_seeds(tests[CONTROL], tests[chosen.single]).bounded("points_gained_single")
-    values |= {f"accuracy_{Task(arm, 0).name.rpartition('-')[0]}": fmean(found) for arm, found in tests.items()}
+    for arm, found in tests.items():
+        values |= {f"accuracy_{_key(arm)}": fmean(found)}
+        values |= compare_seeds(tests[CONTROL], found).bounded(f"points_gained_{_key(arm)}")
     note = (
         f"Fastest within {plan.tolerance_points:g} points of the control on validation: {chosen.combined} against "
         f"{chosen.single}; best order {chosen.best_order}, worst {chosen.worst_order}; {plan.images:,} images, "
@@ -119,15 +122,33 @@ def record(experiment: Experiment, ledger: Ledger, *, threads: int = 1, rounds: 
     for row in measured.values():
         ledger.append(row)
     ledger.append(ClaimEvidence(claim="combine-01", lesson=LESSON, values=values, seeds=plan.seeds, note=note))
-    gains = {arm: compare_seeds(tests[CONTROL], found) for arm, found in tests.items()}
-    rows = [
-        (arm, f"{fmean(tests[arm]):.2f} %", str(gains[arm]), str(speedup(timings[CONTROL], timings[arm])),
-         f"{measured[arm].bytes:,}")
-        for arm in arms
-    ]  # fmt: skip
-    return Table(
-        ("arm", "test", "points over the control", "speed", "bytes"), rows, note, title="Techniques alone and combined"
-    )
+    return recorded_arms(ledger)
+
+
+def recorded_arms(ledger: Ledger) -> Table:
+    """Return the arms of the newest recorded run, each beside the control; what was not recorded has no row."""
+    columns = ("arm", "test", "points gained", "speed, batch 1", "speed, batch 64", "bytes")
+    title = "The long experiment, recorded"
+    evidence = [row for row in ledger.claim_evidence("combine-01") if f"accuracy_{_key(CONTROL)}" in row.values]
+    if not evidence:
+        return Table(columns, (), NOTHING_RECORDED, title)
+    values = evidence[-1].values
+    ours = [row for row in ledger.measurements() if row.lesson == LESSON and f"accuracy_{_key(row.subject)}" in values]
+    newest = {row.subject: row for row in ours if together(row, ours[-1])}
+    control = newest[CONTROL]
+    cells = []
+    for arm, row in newest.items():
+        gain, low, high = (values[f"points_gained_{_key(arm)}{bound}"] for bound in ("", "_low", "_high"))
+        speeds = [str(speedup(control.latency[batch], row.latency[batch])) for batch in sorted(control.latency)]
+        gained = f"{gain:+.2f} [{low:+.2f}, {high:+.2f}]"
+        cells.append((arm, f"{values[f'accuracy_{_key(arm)}']:.2f} %", gained, *speeds, quantity(row.bytes, "B")))
+    note = f"Against {CONTROL}, in the mean over {len(evidence[-1].seeds)} seeds. {evidence[-1].note}"
+    return Table(columns, cells, note, title)
+
+
+def _key(arm: str) -> str:
+    """Return what the arm is called among the values of the evidence."""
+    return Task(arm, 0).name.rpartition("-")[0]
 
 
 def measure(experiment: Experiment, arms: Sequence[str], threads: int, rounds: int) -> dict[str, Measurement]:

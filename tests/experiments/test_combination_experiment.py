@@ -12,9 +12,9 @@ import torch
 
 from cookbook.data import Splits
 from cookbook.errors import EvidenceError
-from cookbook.evidence import Ledger, Measurement
+from cookbook.evidence import ClaimEvidence, Ledger, Measurement
 from cookbook.experiments import combination
-from cookbook.experiments.combination import BASELINE, choose, measure, record
+from cookbook.experiments.combination import BASELINE, choose, measure, record, recorded_arms
 from cookbook.experiments.combination_arms import CONTROL, ORDERS, REHEARSAL, Experiment, Plan, Task
 from cookbook.measure import Timing
 from cookbook.pipeline.folder import load_weights
@@ -96,20 +96,27 @@ def test_what_was_chosen_is_recorded(experiment: Experiment, tmp_path: Path, mon
         seconds = {CONTROL: 8.0, "quantized": 4.0, first: 2.0}
         return {
             arm: Measurement(subject=arm, lesson="08", runtime="none", bytes=1,
-                             latency={1: Timing((seconds.get(arm, 9.0),) * 3, 1, 1)})
+                             latency={batch: Timing((seconds.get(arm, 9.0),) * 3, batch, 1) for batch in (1, 64)})
             for arm in arms
         }  # fmt: skip
 
     monkeypatch.setattr(combination, "measure", measured)
     ledger = Ledger(tmp_path / "ledger.jsonl")
-    assert "quantized" in str(record(experiment, ledger))
-    (evidence,) = ledger.claim_evidence("combine-01")
+    assert not recorded_arms(ledger).rows
+    ledger.append(ClaimEvidence(claim="combine-01", lesson="08", values={"speedup_combined": 2.0}))
+    assert not recorded_arms(ledger).rows, "a lesson's own evidence has no arms"
+    ledger.append(Measurement(subject=last, lesson="08", runtime="of an older run", recorded="2000-01-01T00:00:00+00:00"))
+    table = record(experiment, ledger)
+    cells = {row[0]: row[1:] for row in table.rows}
+    assert list(cells) == [*experiment.plan.singles(), first, last] and table.rows == recorded_arms(ledger).rows
+    assert cells[first][:3] == ("90.00 %", "-1.00 [-1.00, -1.00]", "4.00× [4.00, 4.00]") and cells[CONTROL][3][:4] == "1.00"
+    evidence = ledger.claim_evidence("combine-01")[-1]
     values = evidence.values
     assert evidence.seeds == (0, 1, 2) and f"{first} against quantized" in evidence.note
     assert (values["speedup_over_best_single"], values["speedup_combined"], values["speedup_single"]) == (2.0, 4.0, 2.0)
     assert (values["points_gained_combined"], values["points_gained_single"]) == (-1.0, -2.0)
     assert values["points_between_orders"] == 3.0 and values["accuracy_prune-distill-quantize"] == 90.0
-    assert [row.subject for row in ledger.measurements()] == [*experiment.plan.singles(), first, last]
+    assert [row.subject for row in ledger.measurements()][1:] == [*experiment.plan.singles(), first, last]
 
 
 def test_plans_differ_in_their_folders() -> None:
