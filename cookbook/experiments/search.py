@@ -19,6 +19,7 @@ import torch
 
 from cookbook.data import ResidentLoader
 from cookbook.evidence import ClaimEvidence, Ledger, Table
+from cookbook.evidence.tables import NOTHING_RECORDED
 from cookbook.experiments.command import Options, Task, leave_on_termination, run, train_in_processes
 from cookbook.experiments.search_networks import (
     HAND,
@@ -35,6 +36,11 @@ from cookbook.search import SearchResult
 from cookbook.training import evaluate
 
 LESSON = "09"
+COMPARISONS = {
+    "gain_points": ("searched over hand-made, points on test", "+.2f"),
+    "hypervolume_gain_evolutionary": ("evolutionary over random, hypervolume", "+.4f"),
+    "hypervolume_gain_tpe": ("TPE over random, hypervolume", "+.4f"),
+}
 
 
 def record(experiment: Experiment, found: dict[str, list[SearchResult]], ledger: Ledger) -> Table:
@@ -46,7 +52,7 @@ def record(experiment: Experiment, found: dict[str, list[SearchResult]], ledger:
         ledger: where the row goes.
 
     Returns:
-        One row a comparison.
+        As `recorded_table`.
 
     Raises:
         CheckpointError: a training is missing.
@@ -69,10 +75,26 @@ def record(experiment: Experiment, found: dict[str, list[SearchResult]], ledger:
         values |= comparison.bounded(f"hypervolume_gain_{name}")
     note = f"{plan.trials} networks a search; {plan.images:,} images; {plan.alone.epochs} epochs alone, {plan.alone.precision}."
     ledger.append(ClaimEvidence(claim="search-01", lesson=LESSON, values=values, seeds=plan.seeds, note=note))
-    rows = [("searched over hand-made, points on test", str(gain))]
-    rows += [(f"{name} over random, hypervolume", str(comparison)) for name, comparison in chance.items()]
-    rows += [(name.replace("_", " "), f"{value:.3f}") for name, value in values.items()]
-    return Table(("comparison", "value"), rows, note, "Searched and hand-made")
+    return recorded_table(ledger)
+
+
+def recorded_table(ledger: Ledger) -> Table:
+    """Return the comparisons of the newest recorded run, each with its interval; what was not recorded has no row."""
+    columns, title = ("comparison", "difference", "interval over the seeds"), "The long experiment, recorded"
+    recorded = ledger.claim_evidence("search-01")
+    if not recorded:
+        return Table(columns, (), NOTHING_RECORDED, title)
+    values, seeds = recorded[-1].values, len(recorded[-1].seeds)
+    cells = [
+        (words, f"{values[name]:{digits}}", f"[{values[f'{name}_low']:{digits}}, {values[f'{name}_high']:{digits}}]")
+        for name, (words, digits) in COMPARISONS.items()
+    ]
+    note = (
+        f"Searched {values['searched_accuracy']:.2f} %, hand-made {values['hand_accuracy']:.2f} % over {seeds} seeds, at most "
+        f"{values['latency_limit']:g} of the latency; the searched take {values['latency_ratio']:.2f} of the hand-made's time; "
+        f"rank correlation of operations and latency {values['rank_correlation_of_macs']:.2f}. {recorded[-1].note}"
+    )
+    return Table(columns, cells, note, title)
 
 
 def rank_correlation(experiment: Experiment, score: Remembered) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ from cookbook.data import ResidentLoader, Splits
 from cookbook.errors import CheckpointError, EvidenceError
 from cookbook.evidence import Ledger
 from cookbook.experiments.command import Task
-from cookbook.experiments.search import rank_correlation, record
+from cookbook.experiments.search import rank_correlation, record, recorded_table
 from cookbook.experiments.search_networks import HAND, REHEARSAL, SEARCHED, Experiment, Plan, Remembered, with_precision
 from cookbook.measure import count_macs
 from cookbook.search import Candidate, Score, SearchSpace
@@ -84,7 +85,8 @@ def test_the_whole_is_done_once_and_recorded(
     assert {file: file.stat().st_mtime_ns for file in files} == files
 
     ledger = Ledger(tmp_path / "ledger.jsonl")
-    assert "searched over hand-made" in str(record(experiment, found, ledger))
+    assert not recorded_table(ledger).rows
+    table = record(experiment, found, ledger)
     (row,) = ledger.claim_evidence("search-01")
     test = ResidentLoader(fashion_mnist.test.subset(60), 60)
     means = {
@@ -93,7 +95,10 @@ def test_the_whole_is_done_once_and_recorded(
     }
     assert row.values["gain_points"] == pytest.approx(means[SEARCHED] - means[HAND])
     assert (row.values["searched_accuracy"], row.values["hand_accuracy"]) == pytest.approx((means[SEARCHED], means[HAND]))
-    assert row.seeds == TINY.seeds and {"hypervolume_gain_tpe_low", "hypervolume_gain_evolutionary"} <= set(row.values)
+    chance = fmean(one.hypervolume - other.hypervolume for one, other in zip(found["tpe"], found["random"], strict=True))
+    assert row.seeds == TINY.seeds and row.values["hypervolume_gain_tpe"] == pytest.approx(chance)
+    assert [cells[1] for cells in table.rows][::2] == [f"{means[SEARCHED] - means[HAND]:+.2f}", f"{chance:+.4f}"]
+    assert table.rows == recorded_table(ledger).rows
     assert row.values["rank_correlation_of_macs"] == pytest.approx(1.0), "this clock counts operations"
 
 
