@@ -31,8 +31,9 @@ def place_labels(
     """Write a name beside each point so that it covers no other name, marker or line, and stays in the axes.
 
     Positions around the point are tried from near to far; all but the nearest get a line to their
-    point, which crosses no name. When no position is free, the nearest is taken. The figure's
-    layout is fixed by this.
+    point, which crosses no name. When no position is free, a drawn line is covered rather than a
+    name, and when that does not help either, the nearest is taken. The figure's layout is fixed by
+    this.
 
     Args:
         picture: with an Agg canvas.
@@ -53,11 +54,11 @@ def place_labels(
     written: list[Bbox] = []
     leaders: list[Path] = []
 
-    def free(box: Bbox, leader: Path) -> bool:
+    def free(box: Bbox, leader: Path, kept_clear: Sequence[Bbox]) -> bool:
         inside = frame.x0 <= box.x0 and box.x1 <= frame.x1 and frame.y0 <= box.y0 and box.y1 <= frame.y1
         return (
             inside
-            and not any(box.overlaps(other) for other in (*markers, *drawn, *written))
+            and not any(box.overlaps(other) for other in (*kept_clear, *written))
             and not any(leader.intersects_bbox(other) for other in written)
             and not any(other.intersects_bbox(box) for other in leaders)
         )
@@ -65,11 +66,11 @@ def place_labels(
     for point, centre, name, radius in zip(points, centres, names, radii, strict=True):
         label = axes.annotate(name, point, (0, 0), textcoords="offset points", fontsize=9, zorder=4, parse_math=False)
         label.set_in_layout(False)
-        for distance, (right, up) in itertools.product(DISTANCES, DIRECTIONS):
+        for kept_clear, distance, (right, up) in itertools.product(([*markers, *drawn], markers), DISTANCES, DIRECTIONS):
             offset = (right * (radius + distance), up * (radius + distance))
             label.set(position=offset, ha=ALIGN_X[right], va=ALIGN_Y[up])
             leader = Path([centre, (centre[0] + scale * offset[0], centre[1] + scale * offset[1])])
-            if free(label.get_window_extent().padded(1), leader):
+            if free(label.get_window_extent().padded(1), leader, kept_clear):
                 if distance > DISTANCES[0]:
                     leaders.append(leader)
                     look = {"arrowstyle": "-", "lw": 0.6, "color": label.get_color(), "shrinkA": 0, "shrinkB": radius}

@@ -59,7 +59,7 @@ def staircase_figure(staircase: Staircase, preferred: PreferredMultiple, *, them
             )  # fmt: skip
         axes.set_ylim(bottom=0)
         axes.set_xlabel("channels")
-        axes.set_ylabel(f"ms for a batch of {widest.timing.batch}, {widest.timing.threads} threads")
+        axes.set_ylabel(f"ms for a batch of {widest.timing.batch}; threads: {widest.timing.threads}")
         axes.legend(loc="upper left")
     return picture
 

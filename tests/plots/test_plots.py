@@ -94,6 +94,15 @@ def test_labels_cover_neither_labels_nor_markers_nor_leave_the_axes(seed: int) -
     assert all(frame.x0 <= box.x0 and box.x1 <= frame.x1 and frame.y0 <= box.y0 and box.y1 <= frame.y1 for box in boxes)
 
 
+def test_where_lines_are_everywhere_they_are_covered_and_names_are_not() -> None:
+    picture, axes = new_picture("Bars from top to bottom.")
+    points = [(0.3 + 0.06 * number, 0.5) for number in range(6)]
+    bars = [[(x / 50, 0.0), (x / 50, 1.0)] for x in range(51)]
+    labels = place_labels(picture, axes, points, [f"candidate {number}" for number in range(6)], [4.0] * 6, bars)
+    boxes = [label.get_window_extent() for label in labels]
+    assert not any(one.overlaps(other) for at, one in enumerate(boxes) for other in boxes[:at])
+
+
 def test_points_on_one_spot_still_get_a_label_each() -> None:
     picture, axes = new_picture("One spot.")
     labels = place_labels(picture, axes, [(0.5, 0.5)] * 20, ["one of the very same candidates " * 2] * 20, [5.0] * 20)
