@@ -32,8 +32,8 @@ def place_labels(
 
     Positions around the point are tried from near to far; all but the nearest get a line to their
     point, which crosses no name. When no position is free, a drawn line is covered rather than a
-    name, and when that does not help either, the nearest is taken. The figure's layout is fixed by
-    this.
+    name, then a marker or a name's line; when that does not help either, the nearest is taken. The
+    figure's layout is fixed by this.
 
     Args:
         picture: with an Agg canvas.
@@ -54,23 +54,22 @@ def place_labels(
     written: list[Bbox] = []
     leaders: list[Path] = []
 
-    def free(box: Bbox, leader: Path, kept_clear: Sequence[Bbox]) -> bool:
+    def free(box: Bbox, leader: Path, clear: Sequence[Bbox], crossing: bool) -> bool:
         inside = frame.x0 <= box.x0 and box.x1 <= frame.x1 and frame.y0 <= box.y0 and box.y1 <= frame.y1
-        return (
-            inside
-            and not any(box.overlaps(other) for other in (*kept_clear, *written))
-            and not any(leader.intersects_bbox(other) for other in written)
-            and not any(other.intersects_bbox(box) for other in leaders)
-        )
+        if not inside or any(box.overlaps(other) for other in (*clear, *written)):
+            return False
+        crossed = any(leader.intersects_bbox(other) for other in written) or any(one.intersects_bbox(box) for one in leaders)
+        return crossing or not crossed
 
+    concessions = (([*markers, *drawn], False), (markers, False), ([], True))
     for point, centre, name, radius in zip(points, centres, names, radii, strict=True):
         label = axes.annotate(name, point, (0, 0), textcoords="offset points", fontsize=9, zorder=4, parse_math=False)
         label.set_in_layout(False)
-        for kept_clear, distance, (right, up) in itertools.product(([*markers, *drawn], markers), DISTANCES, DIRECTIONS):
+        for concession, distance, (right, up) in itertools.product(concessions, DISTANCES, DIRECTIONS):
             offset = (right * (radius + distance), up * (radius + distance))
             label.set(position=offset, ha=ALIGN_X[right], va=ALIGN_Y[up])
             leader = Path([centre, (centre[0] + scale * offset[0], centre[1] + scale * offset[1])])
-            if free(label.get_window_extent().padded(1), leader, kept_clear):
+            if free(label.get_window_extent().padded(1), leader, *concession):
                 if distance > DISTANCES[0]:
                     leaders.append(leader)
                     look = {"arrowstyle": "-", "lw": 0.6, "color": label.get_color(), "shrinkA": 0, "shrinkB": radius}
