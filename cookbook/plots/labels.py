@@ -61,7 +61,7 @@ def place_labels(
         crossed = any(leader.intersects_bbox(other) for other in written) or any(one.intersects_bbox(box) for one in leaders)
         return crossing or not crossed
 
-    concessions = (([*markers, *drawn], False), (markers, False), ([], True))
+    concessions: list[tuple[list[Bbox], bool]] = [([*markers, *drawn], False), (markers, False), ([], True)]
     for point, centre, name, radius in zip(points, centres, names, radii, strict=True):
         label = axes.annotate(name, point, (0, 0), textcoords="offset points", fontsize=9, zorder=4, parse_math=False)
         label.set_in_layout(False)
