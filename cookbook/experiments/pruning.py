@@ -37,6 +37,7 @@ from cookbook.measure import (
     measure_candidates,
     speedup,
 )
+from cookbook.models import load
 from cookbook.pruning import MACs, prune
 from cookbook.training import evaluate
 
@@ -130,6 +131,8 @@ def record_baseline(experiment: Experiment, ledger: Ledger, *, threads: int = 1,
     values |= {f"points_{arm}": fmean(found) - whole for arm, found in controls.items()}
     values |= {f"points_over_{arm}": fmean(paired) - fmean(found) for arm, found in controls.items()}
     values |= against_peer.bounded("points_over_peer")
+    macs = {arm: count_macs(load(experiment.cut_file(arm)), experiment.example) for arm in ("half", "peer")}
+    values["macs_peer_over_half"] = macs["peer"] / macs["half"]
     values |= _speeds(experiment, ledger, scores.test, threads, rounds)
     note = "half and third: shares of the latency, distilled; peer: Torch-Pruning's defaults at the MACs of half; "
     note += f"{plan.original.precision}."
