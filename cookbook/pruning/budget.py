@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import get_args
@@ -21,7 +22,8 @@ from cookbook.pruning.torch_pruning_site import ChannelGroup, Surgery
 
 HALVINGS = 16  # of the share of all channels, finer than one channel in ten thousand
 MARGIN = 0.5  # of the tolerance, within which a measured share ends the search at once
-ATTEMPTS = 6  # to correct the aim where measuring disagrees with the prediction
+AIMS = 4  # by the prediction, where measuring disagrees with it
+ATTEMPTS = 12  # to measure, these included
 
 
 @dataclass(frozen=True)
@@ -145,25 +147,56 @@ class _Search:
         Raises:
             UsageError: no widths meet the target.
         """
-        share, aim, tried = self._target.share, self._target.share, dict[float, dict[str, int]]()
-        for _ in range(ATTEMPTS):
-            widths = self._towards(aim)
-            predicted = self._value(widths, self._predict)
-            reached = predicted if self._confirm is None else self._confirm(self._candidate(widths))
-            repeated = widths in tried.values()
-            tried[reached] = widths
-            if abs(reached - share) <= self._slack * share or self._confirm is None or repeated:
-                break
-            aim = share * predicted / reached
-        nearest = min(tried, key=lambda reached: abs(reached - share))
+        share = self._target.share
+        if self._confirm is None:
+            widths = self._towards(share)
+            nearest = self._value(widths, self._predict)
+        else:
+            widths, nearest = self._confirmed(self._confirm)
         if abs(nearest - share) <= self._target.tolerance * share:
-            return tried[nearest], nearest
+            return widths, nearest
         least = self._value(self._widths(1.0), self._predict)
         raise UsageError(
             f"{self._target} cannot be reached within {self._target.tolerance:.0%} in multiples of {self._multiple}: "
             f"the nearest is {nearest:.3f} and the least {least:.3f} of the unpruned model, so that another share, a lower "
             "multiple or fewer excluded layers are needed."
         )
+
+    def _confirmed(self, confirm: Value) -> tuple[dict[str, int], float]:
+        """Return the widths whose measured share is nearest to the target, and this share.
+
+        Where measuring disagrees with the table, the aim moves in proportion. A single wrong entry can throw it to and
+        fro, so that after a few aims the table is left alone, and the measured widths on both sides of the target are halved.
+        """
+        share = self._target.share
+        above, below = (1.0, self._widths(0.0)), (0.0, self._widths(1.0))  # nothing lies beyond these
+        measured: list[tuple[float, dict[str, int]]] = []
+        proposal: dict[str, int] | None = self._towards(share)
+        while proposal is not None and len(measured) < ATTEMPTS:
+            reached = confirm(self._candidate(proposal))
+            measured.append((reached, proposal))
+            if abs(reached - share) <= self._slack * share:
+                break
+            if reached > share:
+                above = min(above, measured[-1], key=operator.itemgetter(0))
+            else:
+                below = max(below, measured[-1], key=operator.itemgetter(0))
+            corrected = self._towards(share * self._value(proposal, self._predict) / reached)
+            known = any(corrected == widths for _, widths in measured)
+            proposal = self._between(above[1], below[1]) if known or len(measured) >= AIMS else corrected
+        nearest, widths = min(measured, key=lambda found: abs(found[0] - share))
+        return widths, nearest
+
+    def _between(self, above: dict[str, int], below: dict[str, int]) -> dict[str, int] | None:
+        """Return widths in the middle of two, by groups where no width is left between; None: they are neighbours."""
+        middle = dict[str, int]()
+        for group in self.groups:
+            possible = possible_widths(group, self._multiple)
+            middle[group.name] = possible[(possible.index(above[group.name]) + possible.index(below[group.name])) // 2]
+        if middle not in (above, below):
+            return middle
+        changing = [group.name for group in reversed(self.groups) if above[group.name] != below[group.name]]
+        return self._mixed(above, below, changing[: len(changing) // 2]) if len(changing) > 1 else None
 
     def _towards(self, aim: float) -> dict[str, int]:
         """Return the widths whose predicted share is nearest to `aim`."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import onnx
@@ -48,6 +48,24 @@ def test_a_table_that_is_wrong_is_corrected_by_the_whole_network(model: nn.Modul
     found = prune(model, EXAMPLE, target=budget(0.7, clock, table=BlockClock(4)), multiple=4)
     assert len(clock.asked) > 1, "the table was right at once, so nothing was corrected"
     assert clock.seconds(found.model) / clock.seconds(model) == pytest.approx(0.7, rel=0.05)
+
+
+class Disturbed(BlockClock):
+    """A table on a machine that did other work while the layers of one width were timed."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__(1)
+        self.width = width
+
+    def _layer(self, weight: Sequence[int], groups: int = 1) -> float:
+        return super()._layer(weight, groups) * (6 if weight[0] == self.width else 1)
+
+
+@pytest.mark.parametrize("width", range(8, 65, 4))
+def test_a_wrong_entry_of_the_table_does_not_keep_the_search_from_its_target(model: nn.Module, width: int) -> None:
+    clock = BlockClock(1)
+    found = prune(model, EXAMPLE, target=budget(0.5, clock, table=Disturbed(width)), multiple=4)
+    assert clock.seconds(found.model) / clock.seconds(model) == pytest.approx(0.5, rel=0.05)
 
 
 def test_a_share_at_the_edge_of_the_tolerance_is_bettered(model: nn.Module) -> None:
