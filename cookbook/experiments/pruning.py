@@ -25,6 +25,7 @@ from torch import nn
 from cookbook.data import ResidentLoader
 from cookbook.deploy import Runtime, export
 from cookbook.evidence import ClaimEvidence, Ledger, Table
+from cookbook.evidence.tables import NOTHING_RECORDED, together
 from cookbook.experiments.command import Options, Task, leave_on_termination, run, train_in_processes
 from cookbook.experiments.pruning_networks import Experiment
 from cookbook.experiments.pruning_plan import plan_of
@@ -43,6 +44,17 @@ from cookbook.training import evaluate
 
 LESSON = "04"
 PARTS = {"small": ("small", "small-tuned"), "baseline": ("baseline", "controls")}
+SUBJECT = "pruning: "  # begins the name of a measured network
+ASKED_POINTS = {"half": -0.3, "third": -0.6}  # what the course set itself before anything was trained
+NETWORKS = {
+    "baseline": "the running model, unpruned",
+    "half": "cut to half of the latency, distilled",
+    "third": "cut to a third of the latency, distilled",
+    "peer": "Torch-Pruning's defaults, MACs of the half, distilled",
+    "half-hard": "control: the half, on hard labels",
+    "scratch": "control: the half's shape from scratch, all epochs",
+    "narrow": "control: uniformly narrower, the half's latency, from scratch",
+}
 Row = tuple[str, str]
 
 
@@ -127,8 +139,11 @@ def record_baseline(experiment: Experiment, ledger: Ledger, *, threads: int = 1,
     controls = {arm: scores.over(arm, plan.control_seeds) for arm in ("half-hard", "scratch", "narrow")}
     against_peer = compare_seeds(arms["peer"], arms["half"])
     paired = [arms["half"][plan.seeds.index(seed)] for seed in plan.control_seeds]
-    values = {f"points_{arm}": fmean(found) - whole for arm, found in arms.items()}
+    values: dict[str, float] = {}
+    for arm, found in arms.items():
+        values |= compare_seeds([whole] * len(found), found).bounded(f"points_{arm}")
     values |= {f"points_{arm}": fmean(found) - whole for arm, found in controls.items()}
+    values |= {f"seeds_{arm}": len(found) for arm, found in (arms | controls).items()}
     values |= {f"points_over_{arm}": fmean(paired) - fmean(found) for arm, found in controls.items()}
     values |= against_peer.bounded("points_over_peer")
     macs = {arm: count_macs(load(experiment.cut_file(arm)), experiment.example) for arm in ("half", "peer")}
@@ -159,10 +174,10 @@ def _speeds(experiment: Experiment, ledger: Ledger, test: ResidentLoader, thread
         for name, model in models.items():
             runtime = Runtime(export(model, example, Path(folder) / f"{name}.onnx"), threads=threads)
             size = {"parameters": count_parameters(model), "macs": count_macs(model, example)}
-            candidates.append(runtime.candidate(f"pruning: {name}", seed=seed if name in plan.latencies else None, **size))
+            candidates.append(runtime.candidate(SUBJECT + name, seed=seed if name in plan.latencies else None, **size))
         measured = measure_candidates(candidates, test, lesson=LESSON, threads=threads, rounds=rounds)
     for row in measured:
-        if row.subject != "pruning: half_macs":  # not fine-tuned: its accuracy would mislead in a table
+        if row.subject != f"{SUBJECT}half_macs":  # not fine-tuned: its accuracy would mislead in a table
             ledger.append(row)
     times: dict[tuple[str, int], Timing] = {
         (name, batch): timing for name, row in zip(models, measured, strict=True) for batch, timing in row.latency.items()
@@ -178,6 +193,31 @@ def _speeds(experiment: Experiment, ledger: Ledger, test: ResidentLoader, thread
     for end in ("", "_low", "_high"):  # the name that the claim's rule reads
         values[f"speedup_at_half_macs{end}"] = values.pop(f"speedup_half_macs_batch1{end}")
     return values | {"speedup_at_half_macs_batch64": values.pop("speedup_half_macs_batch64")}
+
+
+def recorded_networks(ledger: Ledger) -> Table:
+    """Return what the newest recorded run made of the running model, and the controls; what was not recorded has no row."""
+    columns = ("network", "seeds", "points on test", "asked", "MACs", "speed, batch 1", "speed, batch 64")
+    title = "The running model cut to a latency, recorded"
+    evidence = [row for row in ledger.claim_evidence("prune-02") if "points_half" in row.values]
+    if not evidence:
+        return Table(columns, (), NOTHING_RECORDED, title)
+    values = evidence[-1].values
+    ours = [row for row in ledger.measurements() if row.subject.startswith(SUBJECT)]
+    newest = {row.subject.removeprefix(SUBJECT): row for row in ours if together(row, ours[-1])}
+    whole = newest.pop("baseline")
+    cells = [(NETWORKS["baseline"], "", "", "", "1.00", "1.00×", "1.00×")]
+    for arm, row in newest.items():
+        points = f"{values[f'points_{arm}']:+.2f}"
+        if f"points_{arm}_low" in values:
+            points += f" [{values[f'points_{arm}_low']:+.2f}, {values[f'points_{arm}_high']:+.2f}]"
+        asked = f"{ASKED_POINTS[arm]:+.1f}" if arm in ASKED_POINTS else ""
+        macs = f"{row.macs / whole.macs:.2f}" if row.macs and whole.macs else ""
+        speeds = [str(speedup(whole.latency[batch], row.latency[batch])) for batch in sorted(whole.latency)]
+        cells.append((NETWORKS[arm], f"{values[f'seeds_{arm}']:.0f}", points, asked, macs, *speeds))
+    half_over_peer = [values[f"points_over_peer{end}"] for end in ("", "_low", "_high")]
+    note = "The half over the peer, paired by seed: {:+.2f} [{:+.2f}, {:+.2f}] points. ".format(*half_over_peer)
+    return Table(columns, cells, note + evidence[-1].note, title)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,12 +15,12 @@ from torch import Tensor, nn
 
 from cookbook.data import Augmentation, Splits
 from cookbook.errors import CheckpointError, EvidenceError
-from cookbook.evidence import Ledger
+from cookbook.evidence import Ledger, Measurement
 from cookbook.experiments import pruning
-from cookbook.experiments.pruning import record_baseline, record_small
+from cookbook.experiments.pruning import Scores, record_baseline, record_small, recorded_networks
 from cookbook.experiments.pruning_networks import Experiment, Task, peer
 from cookbook.experiments.pruning_plan import Plan, plan_of
-from cookbook.measure import Timing, count_macs
+from cookbook.measure import Candidate, Timing, count_macs
 from cookbook.models import ResNetConfig, build, load, save
 from cookbook.pruning import LayerTable
 from cookbook.training import Recipe
@@ -37,6 +37,15 @@ TINY = Plan(
 def clock(models: Mapping[str, nn.Module], example: Tensor) -> dict[str, Timing]:
     """Take as long as there are multiplications, whatever the machine does."""
     return {name: Timing((1e-6 * count_macs(model, example),) * 3, 1, 1) for name, model in models.items()}
+
+
+def slower_by_operations(candidates: Sequence[Candidate], *arguments: object, **options: object) -> list[Measurement]:
+    """Measure exported files whose time is their multiplications."""
+    return [
+        Measurement(subject=one.name, lesson="04", runtime="none", macs=one.macs, recorded="2000-01-01T00:00:00+00:00",
+                    latency={batch: Timing((1e-6 * (one.macs or 0),) * 3, batch, 1) for batch in (1, 64)})
+        for one in candidates
+    ]  # fmt: skip
 
 
 @pytest.fixture
@@ -82,7 +91,8 @@ def test_every_network_is_trained_once_and_recorded(
     experiment.train(experiment.tasks("small")[0])
     assert {file: file.stat().st_mtime_ns for file in (*cut, *trained)} == cut | trained, "something was made again"
 
-    monkeypatch.setattr(pruning, "_speeds", lambda *arguments: {"speedup_at_half_macs": 2.0})  # which times exported files
+    assert not recorded_networks(ledger).rows
+    monkeypatch.setattr(pruning, "measure_candidates", slower_by_operations)
     assert "half over peer" in str(record_baseline(experiment, ledger))
     (second,), (third,), (fourth,) = (ledger.claim_evidence(f"prune-0{number}") for number in (2, 3, 4))
     assert second.seeds == third.seeds == fourth.seeds == (0, 1, 2)
@@ -92,9 +102,18 @@ def test_every_network_is_trained_once_and_recorded(
     values = fourth.values
     gain = values["tuned_accuracy"] - values["scratch_accuracy"]
     assert values["gain_over_scratch_points"] == pytest.approx(gain)
-    assert {"points_half", "points_peer", "points_half-hard", "points_over_narrow", "speedup_at_half_macs"} <= set(
-        second.values
-    )
+    values = second.values
+    assert values["macs_peer_over_half"] == macs["peer"] / macs["half"]
+    assert values["speedup_half_batch1"] == pytest.approx(whole / macs["half"])
+    assert values["speedup_at_half_macs"] == pytest.approx(2, rel=0.1)
+    scores = Scores(experiment)
+    assert values["points_over_narrow"] == pytest.approx(scores.over("half", [0])[0] - scores.over("narrow", [0])[0])
+    shown = {row[0]: row[1:] for row in recorded_networks(ledger).rows}
+    assert list(shown) == [words for name, words in pruning.NETWORKS.items() if name != "third"]
+    seeds, points, asked, share, speed, _ = shown[pruning.NETWORKS["half"]]
+    assert (seeds, asked, share) == ("3", "-0.3", f"{macs['half'] / whole:.2f}")
+    assert points.startswith(f"{values['points_half']:+.2f} [") and speed.startswith(f"{whole / macs['half']:.2f}×")
+    assert shown[pruning.NETWORKS["scratch"]][0] == "1"
 
 
 def test_an_interrupted_training_ends_as_an_undisturbed_one(experiment: Experiment, monkeypatch: pytest.MonkeyPatch) -> None:
