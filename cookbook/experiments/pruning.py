@@ -206,7 +206,7 @@ def recorded_networks(ledger: Ledger) -> Table:
     ours = [row for row in ledger.measurements() if row.subject.startswith(SUBJECT)]
     newest = {row.subject.removeprefix(SUBJECT): row for row in ours if together(row, ours[-1])}
     whole = newest.pop("baseline")
-    cells = [(NETWORKS["baseline"], "", "", "", "1.00", "1.00×", "1.00×")]
+    cells: list[tuple[str, ...]] = [(NETWORKS["baseline"], "", "", "", "1.00", "1.00×", "1.00×")]
     for arm, row in newest.items():
         points = f"{values[f'points_{arm}']:+.2f}"
         if f"points_{arm}_low" in values:
