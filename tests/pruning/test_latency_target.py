@@ -34,20 +34,37 @@ def budget(share: float, clock: BlockClock, table: BlockClock | None = None, **s
 
 
 @pytest.mark.parametrize("share", [0.8, 0.5, 0.3])
-def test_the_latency_lands_within_the_tolerance_at_the_first_timing(model: nn.Module, share: float) -> None:
+def test_the_latency_lands_within_the_tolerance_at_the_first_try(model: nn.Module, share: float) -> None:
     clock = BlockClock(4)
     found = prune(model, EXAMPLE, target=budget(share, clock), multiple=4)
     assert found.reached == pytest.approx(clock.seconds(found.model) / clock.seconds(model))
     assert found.reached == pytest.approx(share, rel=0.05)
-    assert clock.asked == [("unpruned", "pruned")]
+    assert clock.asked == [("unpruned", "pruned")] * 3, "what meets the target is timed twice more"
     assert found.model(EXAMPLE).shape == (1, 10)
 
 
 def test_a_table_that_is_wrong_is_corrected_by_the_whole_network(model: nn.Module) -> None:
     clock = BlockClock(4, overhead=1e-3)  # what the table does not know: a fixed cost of each layer
     found = prune(model, EXAMPLE, target=budget(0.7, clock, table=BlockClock(4)), multiple=4)
-    assert len(clock.asked) > 1, "the table was right at once, so nothing was corrected"
+    assert len(clock.asked) > 3, "the table was right at once, so nothing was corrected"
     assert clock.seconds(found.model) / clock.seconds(model) == pytest.approx(0.7, rel=0.05)
+
+
+class Lucky(BlockClock):
+    """A machine that takes too long, but by chance not at the first timing of the first network."""
+
+    def __call__(self, models: Mapping[str, nn.Module], example: Tensor) -> dict[str, Timing]:
+        exact = super().__call__(models, example)
+        if len(self.asked) == 1:
+            return exact
+        return {**exact, "pruned": Timing((1.2 * exact["pruned"].median,) * 3, 1, 1)}
+
+
+def test_one_lucky_timing_does_not_end_the_search(model: nn.Module) -> None:
+    clock = Lucky(4)
+    found = prune(model, EXAMPLE, target=budget(0.5, clock), multiple=4)
+    assert 1.2 * clock.seconds(found.model) / clock.seconds(model) == pytest.approx(found.reached)
+    assert found.reached == pytest.approx(0.5, rel=0.05)
 
 
 class Disturbed(BlockClock):
@@ -75,7 +92,7 @@ def test_a_share_at_the_edge_of_the_tolerance_is_bettered(model: nn.Module) -> N
     assert first > 0.6
     tolerance = 1.01 * (first / 0.6 - 1)
     found = prune(model, EXAMPLE, target=budget(0.6, clock, table=BlockClock(1), tolerance=tolerance), multiple=1)
-    assert len(clock.asked) > 1, "the first share was within the tolerance, and the search ended at its edge"
+    assert len(clock.asked) > 3 + 1, "the first share was within the tolerance, and the search ended at its edge"
     assert abs(found.reached / 0.6 - 1) <= tolerance / 2
 
 
