@@ -17,6 +17,7 @@ from __future__ import annotations
 import math
 import tempfile
 from collections.abc import Sequence
+from fnmatch import fnmatch
 from pathlib import Path
 from statistics import fmean
 
@@ -221,6 +222,10 @@ def recorded_networks(ledger: Ledger) -> Table:
         cells.append((NETWORKS[arm], f"{values[f'seeds_{arm}']:.0f}", points, asked, macs, *speeds))
     half_over_peer = [values[f"points_over_peer{end}"] for end in ("", "_low", "_high")]
     note = "The half over the peer, paired by seed: {:+.2f} [{:+.2f}, {:+.2f}] points. ".format(*half_over_peer)
+    finer = f"speedup_{AT_HALF_MACS}_multiple"
+    (multiple,) = [name.removeprefix(finer).removesuffix("_batch1") for name in values if fnmatch(name, f"{finer}*_batch1")]
+    note += f"Half of the MACs alone, as in this lesson: {values[f'speedup_{AT_HALF_MACS}']:.2f}×, but "
+    note += f"{values[f'{finer}{multiple}_batch1']:.2f}× where widths are multiples of {multiple} only. "
     if any(values.get(f"points_{arm}_low") == values.get(f"points_{arm}_high", math.nan) for arm in newest):
         note += "An interval without width says that the few seeds happened to agree, not that a further one would. "
     return Table(columns, cells, note + evidence[-1].note, title)

@@ -108,6 +108,7 @@ def test_every_network_is_trained_once_and_recorded(
     assert values["speedup_at_half_macs"] == pytest.approx(2, rel=0.1)
     scores = Scores(experiment)
     assert values["points_over_narrow"] == pytest.approx(scores.over("half", [0])[0] - scores.over("narrow", [0])[0])
+    assert f"× where widths are multiples of {TINY.multiple} only" in recorded_networks(ledger).note
     shown = {row[0]: row[1:] for row in recorded_networks(ledger).rows}
     assert list(shown) == [words for name, words in pruning.NETWORKS.items() if name != "third"]
     seeds, points, asked, share, speed, _ = shown[pruning.NETWORKS["half"]]
