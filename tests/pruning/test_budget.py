@@ -15,6 +15,7 @@ from cookbook.measure import count_parameters
 from cookbook.models import ResNetConfig, SeparableConfig, VisionTransformerConfig
 from cookbook.models.widths import layer_sizes
 from cookbook.pruning import MACs, Parameters, prunable_layers, prune, prune_channels
+from cookbook.pruning.budget import RETOLD
 
 RESNET = ResNetConfig(depth=8, width=16)
 X = torch.randn(2, 1, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -102,7 +103,7 @@ def test_a_prediction_that_is_off_is_corrected_by_measuring(factor: float) -> No
     model, target = make(RESNET), Crooked(factor)
     result = prune(model, X, target=target, multiple=1)
     assert result.reached == count_parameters(result.model) / count_parameters(model) == pytest.approx(0.5, rel=0.05)
-    assert 1 <= target.measured <= 3
+    assert 1 <= target.measured - RETOLD <= 3
 
 
 def test_what_cannot_be_reached_is_said() -> None:
