@@ -158,7 +158,7 @@ class _Search:
             widths, nearest = self._confirmed(self._confirm)
         if abs(nearest - share) <= self._target.tolerance * share:
             return widths, nearest
-        least = self._value(self._widths(1.0), self._predict)
+        least = (self._confirm or self._predict)(self._candidate(self._widths(1.0)))
         raise UsageError(
             f"{self._target} cannot be reached within {self._target.tolerance:.0%} in multiples of {self._multiple}: "
             f"the nearest is {nearest:.3f} and the least {least:.3f} of the unpruned model, so that another share, a lower "
