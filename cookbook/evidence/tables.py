@@ -190,6 +190,11 @@ def together(one: Measurement, other: Measurement) -> bool:
     return runs[0] == runs[1]
 
 
+def newest_run(rows: Sequence[Measurement]) -> list[Measurement]:
+    """Return those of the rows that were measured in one run with the last of them; of none, none."""
+    return [row for row in rows if together(row, rows[-1])]
+
+
 def _is_training_step(row: Measurement) -> bool:
     return row.step_seconds is not None and row.correct is None and not row.latency
 

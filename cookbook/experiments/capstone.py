@@ -24,7 +24,7 @@ from torch import Tensor
 from cookbook.data import Augmentation, ResidentLoader, load_fashion_mnist
 from cookbook.deploy import Runtime, export
 from cookbook.evidence import ClaimEvidence, Ledger, Measurement, Table
-from cookbook.evidence.tables import NOTHING_RECORDED, together
+from cookbook.evidence.tables import NOTHING_RECORDED, newest_run
 from cookbook.experiments.command import FixedPlan, Options, Task, leave_on_termination, part_of, run, train_in_processes
 from cookbook.files import data_directory
 from cookbook.measure import Candidate, bytes_on_disk, count_macs, count_parameters, measure_candidates, speedup
@@ -205,7 +205,7 @@ def _cost(before: Measurement, after: Measurement, gains: Sequence[float]) -> di
 def recorded_targets(ledger: Ledger) -> Table:
     """Return the course's targets beside what the newest recorded run reached; what was not recorded has no row."""
     ours = [row for row in ledger.measurements() if row.lesson == LESSON and PACKED in row.values]
-    newest = [row for row in ours if together(row, ours[-1])]
+    newest = newest_run(ours)
     columns = ("file", *(f"faster, batch {batch}" for batch in FASTER), "smaller", "smaller, packed", "points lost")
     title = "Targets and what was reached"
     targets = ("target", *(f"{times}×" for times in (*FASTER.values(), SMALLER, SMALLER_PACKED)), f"{POINTS:g} at most")

@@ -26,7 +26,7 @@ import torch
 from cookbook.data import ResidentLoader
 from cookbook.deploy import Runtime, export
 from cookbook.evidence import ClaimEvidence, Ledger, Table
-from cookbook.evidence.tables import NOTHING_RECORDED, quantity, together
+from cookbook.evidence.tables import NOTHING_RECORDED, newest_run, quantity
 from cookbook.experiments.combination_arms import CONTROL, REHEARSAL, Experiment, Plan
 from cookbook.experiments.command import Options, Task, leave_on_termination, run, train_in_processes
 from cookbook.files import data_directory
@@ -134,7 +134,7 @@ def recorded_arms(ledger: Ledger) -> Table:
         return Table(columns, (), NOTHING_RECORDED, title)
     values = evidence[-1].values
     ours = [row for row in ledger.measurements() if row.lesson == LESSON and f"accuracy_{_key(row.subject)}" in values]
-    newest = {row.subject: row for row in ours if together(row, ours[-1])}
+    newest = {row.subject: row for row in newest_run(ours)}
     control = newest[CONTROL]
     cells = []
     for arm, row in newest.items():

@@ -27,7 +27,7 @@ from torch import nn
 from cookbook.data import ResidentLoader
 from cookbook.deploy import Runtime, export
 from cookbook.evidence import ClaimEvidence, Ledger, Table
-from cookbook.evidence.tables import NOTHING_RECORDED, together
+from cookbook.evidence.tables import NOTHING_RECORDED, newest_run
 from cookbook.experiments.command import Options, Task, leave_on_termination, run, train_in_processes
 from cookbook.experiments.pruning_networks import Experiment
 from cookbook.experiments.pruning_plan import plan_of
@@ -40,7 +40,6 @@ from cookbook.measure import (
     measure_candidates,
     speedup,
 )
-from cookbook.models import load
 from cookbook.pruning import MACs, prune
 from cookbook.training import evaluate
 
@@ -149,8 +148,6 @@ def record_baseline(experiment: Experiment, ledger: Ledger, *, threads: int = 1,
     values |= {f"seeds_{arm}": len(found) for arm, found in (arms | controls).items()}
     values |= {f"points_over_{arm}": fmean(paired) - fmean(found) for arm, found in controls.items()}
     values |= against_peer.bounded("points_over_peer")
-    macs = {arm: count_macs(load(experiment.cut_file(arm)), experiment.example) for arm in ("half", "peer")}
-    values["macs_peer_over_half"] = macs["peer"] / macs["half"]
     values |= _speeds(experiment, ledger, scores.test, threads, rounds)
     note = "half and third: shares of the latency, distilled; peer: Torch-Pruning's defaults at the MACs of half; "
     note += f"{plan.original.precision}."
@@ -162,7 +159,7 @@ def record_baseline(experiment: Experiment, ledger: Ledger, *, threads: int = 1,
 
 
 def _speeds(experiment: Experiment, ledger: Ledger, test: ResidentLoader, threads: int, rounds: int) -> dict[str, float]:
-    """Measure one network of each arm in turns in ONNX Runtime, append the rows, and return the speed-ups."""
+    """Measure one network of each arm in turns in ONNX Runtime, append the rows, and return speed-ups and the peer's MACs."""
     plan = experiment.plan
     seed, control = plan.seeds[0], plan.control_seeds[0]
     example = experiment.example
@@ -173,11 +170,12 @@ def _speeds(experiment: Experiment, ledger: Ledger, test: ResidentLoader, thread
     }
     models |= {arm: experiment.network(Task(arm, seed)) for arm in (*plan.latencies, "peer")}
     models |= {arm: experiment.network(Task(arm, control)) for arm in ("half-hard", "scratch", "narrow")}
+    macs = {name: count_macs(model, example) for name, model in models.items()}
     with tempfile.TemporaryDirectory() as folder:
         candidates = []
         for name, model in models.items():
             runtime = Runtime(export(model, example, Path(folder) / f"{name}.onnx"), threads=threads)
-            size = {"parameters": count_parameters(model), "macs": count_macs(model, example)}
+            size = {"parameters": count_parameters(model), "macs": macs[name]}
             candidates.append(runtime.candidate(SUBJECT + name, seed=seed if name in plan.latencies else None, **size))
         measured = measure_candidates(candidates, test, lesson=LESSON, threads=threads, rounds=rounds)
     for row in measured:
@@ -186,7 +184,7 @@ def _speeds(experiment: Experiment, ledger: Ledger, test: ResidentLoader, thread
     times: dict[tuple[str, int], Timing] = {
         (name, batch): timing for name, row in zip(models, measured, strict=True) for batch, timing in row.latency.items()
     }
-    values: dict[str, float] = {}
+    values = {"macs_peer_over_half": macs["peer"] / macs["half"]}
     for name, other in (*((name, "baseline") for name in models if name != "baseline"), ("half", "peer"), ("half", "narrow")):
         for batch in (1, 64):
             ratio = speedup(times[other, batch], times[name, batch])
@@ -209,7 +207,7 @@ def recorded_networks(ledger: Ledger) -> Table:
         return Table(columns, (), NOTHING_RECORDED, title)
     values = evidence[-1].values
     ours = [row for row in ledger.measurements() if row.subject.startswith(SUBJECT)]
-    newest = {row.subject.removeprefix(SUBJECT): row for row in ours if together(row, ours[-1])}
+    newest = {row.subject.removeprefix(SUBJECT): row for row in newest_run(ours)}
     whole = newest.pop("baseline")
     cells: list[tuple[str, ...]] = [(NETWORKS["baseline"], "", "", "", "1.00", "1.00×", "1.00×")]
     for arm, row in newest.items():

@@ -186,9 +186,11 @@ class _Search:
                 above = min(above, measured[-1], key=operator.itemgetter(0))
             else:
                 below = max(below, measured[-1], key=operator.itemgetter(0))
-            corrected = self._towards(share * self._value(proposal, self._predict) / reached)
-            known = any(corrected == widths for _, widths in measured)
-            proposal = self._between(above[1], below[1]) if known or len(measured) >= AIMS else corrected
+            known = [widths for _, widths in measured]
+            if len(known) < AIMS:
+                proposal = self._towards(share * self._value(proposal, self._predict) / reached)
+            if proposal in known:
+                proposal = self._between(above[1], below[1])
         nearest, widths = min(measured, key=lambda found: abs(found[0] - share))
         return widths, nearest
 
